@@ -1,0 +1,318 @@
+"""The synchronised multi-agent rollout buffer: storage, segment bookkeeping and batches. Knows no network.
+
+Everything is kept as (T, B, ...). Samples come from one policy version; the gate (``sync.py``) refuses others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from hmasd_sb3.sync import SyncError, SyncGate
+from hmasd_sb3.type_aliases import (
+    ActorBatch,
+    CoordinatorBatch,
+    CriticBatch,
+    DiscriminatorBatch,
+    SegmentEnd,
+    TeamDecision,
+    TerminalRow,
+)
+
+_STORED_KEYS = ("obs", "state", "action_mask", "discriminator_obs", "discriminator_state")
+
+
+class SkillRolloutBuffer:
+    """One rollout of ``n_steps`` steps in ``n_envs`` environments.
+
+    :param n_steps: T
+    :param n_envs: B
+    :param n_agents: N
+    :param action_shape: shape of one agent's action, () if discrete
+    :param observation_space: Dict space of a team
+    :param hidden_size: H of the actor
+    :param gate: decides whether a sample may enter
+    :param device: where batches are made
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        n_envs: int,
+        n_agents: int,
+        action_shape: tuple[int, ...],
+        observation_space: spaces.Dict,
+        hidden_size: int,
+        gate: SyncGate,
+        device: th.device | str = "cpu",
+    ) -> None:
+        self.n_steps, self.n_envs, self.n_agents = n_steps, n_envs, n_agents
+        self.action_shape = action_shape
+        self.gate = gate
+        self.device = device
+        rows, agents = (n_steps, n_envs), (n_steps, n_envs, n_agents)
+        # One row more than steps: the last one is the observation that follows the rollout.
+        self.observations = {
+            key: np.zeros((n_steps + 1, n_envs, *(space.shape or ())), dtype=_storage_dtype(space))
+            for key, space in observation_space.spaces.items()
+            if key in _STORED_KEYS
+        }
+        action_dtype = np.float32 if action_shape else np.int64
+        self.actions = np.zeros((*agents, *action_shape), dtype=action_dtype)
+        self.log_probs = np.zeros(agents, dtype=np.float32)
+        self.hidden = np.zeros((*agents, hidden_size), dtype=np.float32)
+        self.rewards = np.zeros(rows, dtype=np.float32)
+        self.episode_starts = np.zeros(rows, dtype=bool)
+        self.terminated = np.zeros(rows, dtype=bool)
+        self.truncated = np.zeros(rows, dtype=bool)
+        self.team_skill = np.zeros(rows, dtype=np.int64)
+        self.agent_skills = np.zeros(agents, dtype=np.int64)
+        self.assigned = np.zeros(rows, dtype=bool)
+        self.skill_log_probs = np.zeros((n_steps, n_envs, 1 + n_agents), dtype=np.float32)
+        self.segment_ends = np.zeros(rows, dtype=np.int8)
+        # Filled once the rollout is complete, by the algorithm.
+        self.agent_rewards = np.zeros(agents, dtype=np.float32)
+        self.values = np.zeros(agents, dtype=np.float32)
+        self.advantages = np.zeros(agents, dtype=np.float32)
+        self.returns = np.zeros(agents, dtype=np.float32)
+        self.critic_hidden: th.Tensor | None = None
+        self.skill_values = np.zeros((n_steps, n_envs, 1 + n_agents), dtype=np.float32)
+        self.skill_advantages = np.zeros_like(self.skill_values)
+        self.skill_returns = np.zeros_like(self.skill_values)
+        self.terminal_rows: list[TerminalRow] = []
+        self.pos = 0
+
+    # ------------------------------------------------------------------ filling
+
+    @property
+    def full(self) -> bool:
+        """Whether all ``n_steps`` steps are stored."""
+        return self.pos == self.n_steps
+
+    def reset(self) -> None:
+        """Forget the rollout."""
+        self.pos = 0
+        self.terminal_rows = []
+        self.critic_hidden = None
+
+    def add(
+        self,
+        observation: dict[str, np.ndarray],
+        decision: TeamDecision,
+        rewards: np.ndarray,
+        episode_starts: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        terminal_rows: list[TerminalRow],
+        policy_version: int,
+    ) -> None:
+        """Store one step of all environments.
+
+        :param observation: what the decision was made on, arrays with axis B
+        :param decision: what the policy decided
+        :param rewards: (B,) team rewards
+        :param episode_starts: (B,) bool, the observation began an episode
+        :param terminated: (B,) bool, the episode ended by the game's rules
+        :param truncated: (B,) bool, the episode was cut off (time limit)
+        :param terminal_rows: true successors of the rows that ended
+        :param policy_version: version of the policy that decided
+        :raises SyncError: see :meth:`SyncGate.admit`; and when ``terminal_rows`` misses a row that ended
+        """
+        ended = set(np.flatnonzero(terminated | truncated).tolist())
+        if ended != {row.env for row in terminal_rows}:
+            raise SyncError(
+                f"Environments {sorted(ended)} ended an episode, but the true last observation came for "
+                f"{sorted(row.env for row in terminal_rows)}. The vector environment must report "
+                "info['terminal_observation'] for every environment it resets."
+            )
+        self.gate.admit(policy_version)
+        step = self.pos
+        self._store_observation(step, observation)
+        self.actions[step] = decision.actions
+        self.log_probs[step] = decision.log_probs
+        self.hidden[step] = decision.hidden
+        self.rewards[step] = rewards
+        self.episode_starts[step] = episode_starts
+        self.terminated[step] = terminated
+        self.truncated[step] = truncated
+        self.team_skill[step] = decision.state.team_skill
+        self.agent_skills[step] = decision.state.agent_skills
+        self.assigned[step] = decision.assigned
+        self.skill_log_probs[step] = decision.skill_log_probs
+        reasons = np.where(decision.state.steps_left == 0, SegmentEnd.INTERVAL, SegmentEnd.NONE)
+        reasons = np.where(truncated, SegmentEnd.TRUNCATED, reasons)
+        self.segment_ends[step] = np.where(terminated, SegmentEnd.TERMINATED, reasons)
+        self.terminal_rows.extend(terminal_rows)
+        self.pos += 1
+
+    def finish(self, last_observation: dict[str, np.ndarray]) -> None:
+        """Close the rollout: store what follows it and end the skills that still run.
+
+        :param last_observation: observation after the last step (already of the next episode where one ended)
+        :raises SyncError: if steps are missing
+        """
+        if not self.full:
+            raise SyncError(f"The rollout holds {self.pos} of {self.n_steps} steps; collect the rest before finishing it.")
+        self._store_observation(self.n_steps, last_observation)
+        last = self.segment_ends[-1]
+        last[last == SegmentEnd.NONE] = SegmentEnd.ROLLOUT_END
+
+    def _store_observation(self, step: int, observation: dict[str, np.ndarray]) -> None:
+        for key, store in self.observations.items():
+            store[step] = observation[key]
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def episode_ends(self) -> np.ndarray:
+        """(T, B) bool, the episode ended with this step, for whichever reason."""
+        return self.terminated | self.truncated
+
+    def successors(self, key: str) -> np.ndarray:
+        """(T, B, ...) the true successor of every step: the terminal observation where an episode ended."""
+        following = self.observations[key][1:].copy()
+        for row in self.terminal_rows:
+            following[row.step, row.env] = row.observation[key]
+        return following
+
+    def discriminator_key(self, which: str) -> str:
+        """Key that the discriminators look at: ``discriminator_<which>`` if the game gives it, else ``<which>``."""
+        own = f"discriminator_{which}"
+        return own if own in self.observations else which
+
+    def segment_end_counts(self) -> dict[str, np.ndarray]:
+        """Reason -> (B,) number of segments that ended for it in each environment."""
+        return {
+            reason.name.lower(): (self.segment_ends == reason).sum(axis=0) for reason in SegmentEnd if reason.value > 0
+        }
+
+    def flat_tensor(self, array: np.ndarray) -> th.Tensor:
+        """(T, B, ...) -> (T*B, ...) tensor on the batch device."""
+        return th.from_numpy(array.reshape(-1, *array.shape[2:])).to(self.device)
+
+    def chunks(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cut every environment's rollout into pieces of at most ``length`` steps in which no episode starts.
+
+        A new piece begins at the rollout's start, at each episode start, and every ``length`` steps after either.
+
+        :return: flat step index t*B+b of each entry (C, length) int64, padding repeating the piece's first step; and
+            whether an entry is a real step (C, length) bool. Every step appears exactly once.
+        """
+        steps = np.arange(self.n_steps)[:, None]
+        begins = self.episode_starts.copy()
+        begins[0] = True
+        offset = steps - np.maximum.accumulate(np.where(begins, steps, 0), axis=0)
+        # from (T, B) to environment-major order, so that a chunk's steps are neighbours
+        offset = (offset % length).T.reshape(-1)
+        index = np.arange(self.n_steps * self.n_envs).reshape(self.n_steps, self.n_envs).T.reshape(-1)
+        chunk = np.cumsum(offset == 0) - 1
+        first = index[offset == 0]
+        table = np.repeat(first[:, None], length, axis=1)
+        real = np.zeros(table.shape, dtype=bool)
+        table[chunk, offset] = index
+        real[chunk, offset] = True
+        return table, real
+
+    def _chunk_minibatches(
+        self, length: int, batch_size: int, rng: np.random.Generator
+    ) -> Iterator[tuple[th.Tensor, th.Tensor]]:
+        """Random groups of chunks, about ``batch_size`` environment steps each: index (L, C), real (L, C)."""
+        table, real = self.chunks(length)
+        n_batches = (self.n_steps * self.n_envs) // batch_size
+        order = rng.permutation(len(table)) if n_batches > 1 else np.arange(len(table))
+        steps_before = np.cumsum(real[order].sum(axis=1)) - 1
+        for number in range(n_batches):
+            members = order[steps_before * n_batches // (self.n_steps * self.n_envs) == number]
+            if len(members):
+                # from (C, L) to time-major (L, C)
+                yield th.from_numpy(table[members].T.copy()).to(self.device), th.from_numpy(real[members].T).to(self.device)
+
+    # ------------------------------------------------------------------ batches
+
+    def actor_batches(self, length: int, batch_size: int, rng: np.random.Generator) -> Iterator[ActorBatch]:
+        """One epoch over all steps for the actor.
+
+        :param length: L, longest sequence that gradients run through
+        :param batch_size: environment steps per minibatch
+        """
+        obs = self.flat_tensor(self.observations["obs"][:-1]).flatten(2)
+        stores = [self.flat_tensor(a) for a in (self.agent_skills, self.actions, self.log_probs, self.advantages)]
+        hidden = self.flat_tensor(self.hidden)
+        masks = self.flat_tensor(self.observations["action_mask"][:-1]) if "action_mask" in self.observations else None
+
+        def gather(store: th.Tensor, index: th.Tensor) -> th.Tensor:
+            # from (T*B, N, ...) to (L, C, N, ...) to (L, C*N, ...)
+            return store[index].flatten(1, 2)
+
+        for index, real in self._chunk_minibatches(length, batch_size, rng):
+            skills, actions, log_probs, advantages = (gather(store, index) for store in stores)
+            yield ActorBatch(
+                gather(obs, index).to(th.float32),
+                skills,
+                hidden[index[0]].flatten(0, 1),
+                actions,
+                None if masks is None else gather(masks, index).bool(),
+                log_probs,
+                advantages,
+                real.unsqueeze(-1).expand(-1, -1, self.n_agents).flatten(1, 2).to(th.float32),
+            )
+
+    def critic_batches(self, length: int, batch_size: int, rng: np.random.Generator) -> Iterator[CriticBatch]:
+        """One epoch over all steps for the low-level critic; arguments as :meth:`actor_batches`."""
+        assert self.critic_hidden is not None
+        state, team_skill, agent_skills = (
+            self.flat_tensor(a) for a in (self.observations["state"][:-1], self.team_skill, self.agent_skills)
+        )
+        values, returns = self.flat_tensor(self.values), self.flat_tensor(self.returns)
+        hidden = self.critic_hidden.flatten(0, 1)
+        for index, real in self._chunk_minibatches(length, batch_size, rng):
+            yield CriticBatch(
+                state[index].to(th.float32),
+                team_skill[index],
+                agent_skills[index],
+                hidden[index[0]],
+                values[index],
+                returns[index],
+                real.unsqueeze(-1).to(th.float32),
+            )
+
+    def coordinator_batch(self) -> CoordinatorBatch | None:
+        """All assignments of the rollout, or None if there was none (every skill ran through)."""
+        rows = self.assigned
+        if not rows.any():
+            return None
+
+        def select(array: np.ndarray) -> th.Tensor:
+            # from (T, B, ...) to (R, ...), rows in time order
+            return th.from_numpy(array[rows]).to(self.device)
+
+        return CoordinatorBatch(
+            select(self.observations["state"][:-1]).to(th.float32),
+            select(self.observations["obs"][:-1]).flatten(2).to(th.float32),
+            select(self.team_skill),
+            select(self.agent_skills),
+            select(self.skill_log_probs),
+            select(self.skill_values),
+            select(self.skill_advantages),
+            select(self.skill_returns),
+        )
+
+    def discriminator_data(self) -> DiscriminatorBatch:
+        """All T*B state-skill pairs, successors as the discriminators see them."""
+        state = self.flat_tensor(self.successors(self.discriminator_key("state")))
+        obs = self.flat_tensor(self.successors(self.discriminator_key("obs")))
+        return DiscriminatorBatch(
+            state.to(th.float32),
+            obs.flatten(2).to(th.float32),
+            self.flat_tensor(self.team_skill),
+            self.flat_tensor(self.agent_skills),
+        )
+
+
+def _storage_dtype(space: spaces.Space) -> np.dtype:
+    """float64 is stored as float32 (networks compute in it); every other type as it is."""
+    dtype = np.dtype(space.dtype) if space.dtype is not None else np.dtype(np.float32)
+    return np.dtype(np.float32) if dtype == np.float64 else dtype

@@ -1,0 +1,503 @@
+"""HMASD: hierarchical multi-agent skill discovery as a Stable-Baselines3 algorithm.
+
+The cycle, in the order in which it happens::
+
+    collect_rollouts   enable_data_collection(); act, step, store until should_sync_update(); disable_data_collection()
+    train              sync_update(): coordinator, actor, critic, discriminators; next policy version
+"""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, obs_as_tensor, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+
+from hmasd_sb3.buffers import SkillRolloutBuffer
+from hmasd_sb3.reporting import log_rollout, log_update
+from hmasd_sb3.policies.policy import NETWORKS, HMASDPolicy
+from hmasd_sb3.policies.spec import TeamSpec
+from hmasd_sb3.rollouts import ReturnSettings, evaluate_rollout
+from hmasd_sb3.saving import check_is_ours, check_parameters_finite, save_atomically
+from hmasd_sb3.schedules import ExponentialSchedule
+from hmasd_sb3.sync import SyncGate
+from hmasd_sb3.type_aliases import SkillState, TeamDecision, TerminalRow, UpdateStats
+from hmasd_sb3.updates import (
+    DiscriminatorSettings,
+    PPOSettings,
+    update_actor,
+    update_coordinator,
+    update_critic,
+    update_discriminators,
+)
+from hmasd_sb3.validation import SCHEDULED, check_hyperparameters, check_transition, nearest, resolve_batch_size
+from hmasd_sb3.wrappers import as_team_env
+
+ROLLOUT_END_MODES = ("continue", "reassign")
+
+
+class HMASD(OnPolicyAlgorithm):
+    """Hierarchical Multi-Agent Skill Discovery (Yang et al., NeurIPS 2023).
+
+    Every float marked *schedule* may also be a function of the remaining progress (1 at the start, 0 at the end).
+    Where the defaults differ from the paper, ``docs/defaults.md`` says why; ``hmasd_sb3.paper_settings`` has the paper's.
+
+    :param policy: "MlpPolicy" or a subclass of :class:`~hmasd_sb3.policies.HMASDPolicy`
+    :param env: vector environment of teams, a team environment, a PettingZoo parallel game, or a registered id
+    :param learning_rate: of coordinator, actor and critic (*schedule*)
+    :param n_steps: steps of every environment per update; one synchronised batch is ``n_steps * n_envs``
+    :param batch_size: environment steps per low-level minibatch; must divide the batch. None: half of it
+    :param n_epochs: passes of actor and critic over a rollout
+    :param gamma: discount per environment step at the low level
+    :param gae_lambda: GAE factor at both levels
+    :param clip_range: PPO clip at both levels (*schedule*)
+    :param clip_range_vf: value clip in normalised units, or None (*schedule*)
+    :param normalize_advantage: centre and scale advantages over the rollout
+    :param ent_coef: lambda_l, entropy of the low-level policy (*schedule*)
+    :param vf_coef: weight of the value losses
+    :param max_grad_norm: gradient clipping, per network
+    :param target_kl: stop the actor's update beyond 1.5 times this KL, or None
+    :param skill_interval: k, steps between skill assignments
+    :param n_team_skills: n_Z
+    :param n_agent_skills: n_z
+    :param team_reward_coef: lambda_e, team reward in the low-level reward (*schedule*)
+    :param team_diversity_coef: lambda_D, weight of log q_D(Z|s') (*schedule*)
+    :param agent_diversity_coef: lambda_d, weight of log q_d(z^i|o'^i, Z) (*schedule*)
+    :param skill_ent_coef: lambda_h, entropy of the coordinator (*schedule*)
+    :param skill_n_epochs: passes of the coordinator over a rollout's assignments
+    :param skill_gamma: discount per assignment at the high level
+    :param skill_target_kl: as ``target_kl``, for the coordinator
+    :param skill_advantage_floor: least divisor when high-level advantages are normalised (team reward units)
+    :param skill_timeout_bootstrap: bootstrap V_h where a time limit cuts an episode off, instead of taking it for an end
+    :param skill_at_rollout_end: "continue": a running skill goes on in the next rollout, its tail is no decision to
+        learn from; "reassign": new skills at each rollout's start
+    :param sequence_length: longest sequence that recurrent gradients run through
+    :param critic_chance_offset: start the low-level critic at the return of indistinguishable skills
+    :param huber_delta: delta of the Huber value loss, normalised units
+    :param discriminator_learning_rate: (*schedule*)
+    :param discriminator_n_updates: gradient steps of the discriminators per rollout
+    :param discriminator_batch_size: environment steps per such gradient step
+    :param discriminator_noise: Gaussian noise on the discriminators' scaled training inputs (*schedule*)
+    :param stats_window_size: episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder of the TensorBoard log, or None
+    :param policy_kwargs: further arguments of the policy class
+    :param verbose: 0 silent, 1 info, 2 debug
+    :param seed: of Python, NumPy, torch, minibatches and environments
+    :param device: "cpu", "cuda" or "auto"
+    :raises ValueError: for an argument out of its range, a space that is not a team's, or an unknown policy
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": HMASDPolicy, "MultiInputPolicy": HMASDPolicy}
+    policy: HMASDPolicy  # type: ignore[assignment]
+    rollout_buffer: SkillRolloutBuffer  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[HMASDPolicy],
+        env: GymEnv | str | Any,
+        learning_rate: float | Schedule = LinearSchedule(5e-4, 5e-5, 1.0),  # noqa: B008  (stateless)
+        n_steps: int = 100,
+        batch_size: int | None = None,
+        n_epochs: int = 5,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float | Schedule = LinearSchedule(0.03, 0.01, 1.0),  # noqa: B008
+        vf_coef: float = 1.0,
+        max_grad_norm: float = 10.0,
+        target_kl: float | None = 0.03,
+        skill_interval: int = 50,
+        n_team_skills: int = 2,
+        n_agent_skills: int = 4,
+        team_reward_coef: float | Schedule = 0.0,
+        team_diversity_coef: float | Schedule = 0.1,
+        agent_diversity_coef: float | Schedule = 0.2,
+        skill_ent_coef: float | Schedule = LinearSchedule(0.1, 0.02, 1.0),  # noqa: B008
+        skill_n_epochs: int = 15,
+        skill_gamma: float = 0.99,
+        skill_target_kl: float | None = 0.05,
+        skill_advantage_floor: float = 0.1,
+        skill_timeout_bootstrap: bool = True,
+        skill_at_rollout_end: str = "continue",
+        sequence_length: int = 10,
+        critic_chance_offset: bool = True,
+        huber_delta: float = 10.0,
+        discriminator_learning_rate: float | Schedule = LinearSchedule(1e-3, 1e-4, 1.0),  # noqa: B008
+        discriminator_n_updates: int = 15,
+        discriminator_batch_size: int = 2048,
+        discriminator_noise: float | Schedule = ExponentialSchedule(0.3, 1.0, 0.3125),  # noqa: B008
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            self._resolve_policy(policy),  # type: ignore[arg-type]
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,  # type: ignore[arg-type]
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+        )
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.skill_interval = skill_interval
+        self.n_team_skills = n_team_skills
+        self.n_agent_skills = n_agent_skills
+        self.team_reward_coef = team_reward_coef
+        self.team_diversity_coef = team_diversity_coef
+        self.agent_diversity_coef = agent_diversity_coef
+        self.skill_ent_coef = skill_ent_coef
+        self.skill_n_epochs = skill_n_epochs
+        self.skill_gamma = skill_gamma
+        self.skill_target_kl = skill_target_kl
+        self.skill_advantage_floor = skill_advantage_floor
+        self.skill_timeout_bootstrap = skill_timeout_bootstrap
+        self.skill_at_rollout_end = skill_at_rollout_end
+        self.sequence_length = sequence_length
+        self.critic_chance_offset = critic_chance_offset
+        self.huber_delta = huber_delta
+        self.discriminator_learning_rate = discriminator_learning_rate
+        self.discriminator_n_updates = discriminator_n_updates
+        self.discriminator_batch_size = discriminator_batch_size
+        self.discriminator_noise = discriminator_noise
+        self.skill_state: SkillState | None = None
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------ set-up
+
+    @classmethod
+    def _resolve_policy(cls, policy: str | type[BasePolicy]) -> type[BasePolicy]:
+        """Turn an alias into its class here, since the base class refuses "MlpPolicy" for Dict observations."""
+        if isinstance(policy, str):
+            if policy not in cls.policy_aliases:
+                known = sorted(cls.policy_aliases)
+                raise ValueError(f"Policy {policy!r} is unknown; HMASD has {known}.{nearest(policy, known)}")
+            return cls.policy_aliases[policy]
+        if not (isinstance(policy, type) and issubclass(policy, HMASDPolicy)):
+            raise ValueError(f"policy must be 'MlpPolicy' or a subclass of HMASDPolicy, got {policy!r}.")
+        return policy
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Accept PettingZoo games and check that what comes is a team, before anything is built on it."""
+        if not isinstance(env, VecEnv):
+            env = as_team_env(env)
+        TeamSpec.from_spaces(env.observation_space, env.action_space)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        check_hyperparameters(self.__dict__)
+        if self.skill_at_rollout_end not in ROLLOUT_END_MODES:
+            raise ValueError(f"skill_at_rollout_end must be one of {ROLLOUT_END_MODES}, got {self.skill_at_rollout_end!r}.")
+        self._minibatch_size = resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
+        self._schedules = {
+            name: FloatSchedule(getattr(self, name)) for name in SCHEDULED if getattr(self, name) is not None
+        }
+        self._rng = np.random.default_rng(self.seed)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            skill_interval=self.skill_interval,
+            n_team_skills=self.n_team_skills,
+            n_agent_skills=self.n_agent_skills,
+            **self.policy_kwargs,
+        )
+        self.policy = self.policy.to(self.device)
+        self.policy.build_optimizers()
+        self._gate = SyncGate(self.n_envs, self.n_steps, policy_version=self._n_updates)
+        assert isinstance(self.observation_space, spaces.Dict)
+        self.rollout_buffer = SkillRolloutBuffer(
+            self.n_steps,
+            self.n_envs,
+            self.policy.spec.n_agents,
+            self.policy.spec.action_shape,
+            self.observation_space,
+            self.policy.hidden_size,
+            self._gate,
+            self.device,
+        )
+        if self.skill_state is None or len(self.skill_state.team_skill) != self.n_envs:
+            self.skill_state = self.policy.initial_skill_state(self.n_envs)
+        self._critic_hidden = th.zeros(self.n_envs, self.policy.hidden_size, device=self.device)
+
+    def scheduled(self, name: str) -> float:
+        """Value in force now of a hyperparameter that takes a schedule."""
+        return self._schedules[name](self._current_progress_remaining)
+
+    # ------------------------------------------------------------------ synchronisation
+
+    @property
+    def policy_version(self) -> int:
+        """Number of updates that the policy has behind it; every rollout carries the version that made it."""
+        return self._gate.policy_version
+
+    def should_sync_update(self) -> bool:
+        """Whether a full synchronised batch (``n_steps * n_envs`` environment steps) has been collected."""
+        return self._gate.should_sync()
+
+    def enable_data_collection(self) -> None:
+        """Begin a rollout with the current policy; an unfinished one is dropped."""
+        self._gate.open()
+        self.rollout_buffer.reset()
+
+    def disable_data_collection(self) -> None:
+        """End the rollout: no sample is accepted until collection is enabled again."""
+        self._gate.close()
+
+    def sync_update(self) -> None:
+        """Update all networks from the collected batch and move on to the next policy version.
+
+        :raises SyncError: while collection is enabled, or before the batch is complete
+        :raises NonFiniteError: when a loss or gradient is NaN or infinite
+        """
+        self._gate.begin_update()
+        assert isinstance(self._last_obs, dict)
+        self.rollout_buffer.finish(self._last_obs)
+        self._critic_hidden, reward_stats = evaluate_rollout(
+            self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
+        )
+        log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats)
+        self.policy.set_training_mode(True)
+        stats = {
+            "coordinator": self._update_coordinator(),
+            "actor": self._update_actor(),
+            "critic": self._update_critic(),
+            "discriminators": self._update_discriminators(),
+        }
+        self._n_updates += 1
+        self._gate.finish_update()
+        log_update(self.logger, self.policy, stats, self._gate)
+
+    # ------------------------------------------------------------------ collecting
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SkillRolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Collect one synchronised batch; see the base class for the arguments.
+
+        :return: False if a callback asked to stop; the unfinished batch is then dropped
+        :raises InvalidTransitionError: when an environment returns NaN or infinity
+        """
+        self.policy.set_training_mode(False)
+        self.enable_data_collection()
+        assert self.skill_state is not None
+        if self.skill_at_rollout_end == "reassign":
+            self.skill_state = self.skill_state._replace(steps_left=np.zeros_like(self.skill_state.steps_left))
+        callback.on_rollout_start()
+        while not self.should_sync_update():
+            decision = self.decide()
+            new_obs, rewards, dones, infos = env.step(self.policy.to_env_actions(decision.actions))
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            continue_training = callback.on_step()
+            self.store_step(decision, new_obs, rewards, dones, infos)
+            if not continue_training:
+                self.disable_data_collection()
+                return False
+        self.disable_data_collection()
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def decide(self) -> TeamDecision:
+        """Skills and actions of every environment for the observations at hand (``_last_obs``)."""
+        assert isinstance(self._last_obs, dict) and self.skill_state is not None
+        observation = obs_as_tensor(self._last_obs, self.device)
+        assert isinstance(observation, dict)
+        return self.policy.act(observation, self.skill_state, np.asarray(self._last_episode_starts, dtype=bool))
+
+    def store_step(
+        self,
+        decision: TeamDecision,
+        new_obs: Any,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Put one step of every environment into the rollout and move on to the next observation.
+
+        :param decision: what :meth:`decide` returned
+        :param new_obs: observations after the step, arrays with axis B
+        :param rewards: (B,)
+        :param dones: (B,) bool
+        :param infos: one dict per environment, as SB3's vector environments return them
+        :raises InvalidTransitionError: when something is not finite
+        :raises SyncError: when the sample may not enter this rollout
+        """
+        check_transition(new_obs, rewards, self.num_timesteps)
+        dones = np.asarray(dones, dtype=bool)
+        truncated = np.zeros_like(dones)
+        terminal_rows: list[TerminalRow] = []
+        if dones.any():
+            self._update_info_buffer(infos, dones)
+            for env_index in np.flatnonzero(dones).tolist():
+                truncated[env_index] = bool(infos[env_index].get("TimeLimit.truncated", False))
+                last = infos[env_index].get("terminal_observation")
+                if last is not None:
+                    check_transition(
+                        {key: np.asarray(value)[None] for key, value in last.items()},
+                        None,
+                        self.num_timesteps,
+                        "terminal_observation",
+                    )
+                    terminal_rows.append(TerminalRow(self.rollout_buffer.pos, env_index, last))
+        self.rollout_buffer.add(
+            self._last_obs,  # type: ignore[arg-type]
+            decision,
+            rewards,
+            self._last_episode_starts,  # type: ignore[arg-type]
+            dones & ~truncated,
+            truncated,
+            terminal_rows,
+            self.policy_version,
+        )
+        self._last_obs = new_obs
+        self._last_episode_starts = dones
+        self.skill_state = decision.state
+
+    # ------------------------------------------------------------------ updating
+
+    def train(self) -> None:
+        """One synchronised update (called by ``learn``)."""
+        self.sync_update()
+
+    def _return_settings(self) -> ReturnSettings:
+        return ReturnSettings(
+            gamma=self.gamma,
+            skill_gamma=self.skill_gamma,
+            gae_lambda=self.gae_lambda,
+            team_reward_coef=self.scheduled("team_reward_coef"),
+            team_diversity_coef=self.scheduled("team_diversity_coef"),
+            agent_diversity_coef=self.scheduled("agent_diversity_coef"),
+            critic_chance_offset=self.critic_chance_offset,
+            skill_timeout_bootstrap=self.skill_timeout_bootstrap,
+            normalize_advantage=self.normalize_advantage,
+            skill_advantage_floor=self.skill_advantage_floor,
+        )
+
+    def _ppo_settings(self, n_epochs: int, ent_coef: str, target_kl: float | None) -> PPOSettings:
+        return PPOSettings(
+            n_epochs=n_epochs,
+            batch_size=self._minibatch_size,
+            sequence_length=self.sequence_length,
+            clip_range=self.scheduled("clip_range"),
+            clip_range_vf=None if self.clip_range_vf is None else self.scheduled("clip_range_vf"),
+            ent_coef=self.scheduled(ent_coef),
+            vf_coef=self.vf_coef,
+            huber_delta=self.huber_delta,
+            max_grad_norm=self.max_grad_norm,
+            target_kl=target_kl,
+        )
+
+    def _set_learning_rate(self, network: str, schedule: str) -> None:
+        rate = self.scheduled(schedule)
+        update_learning_rate(self.policy.flat(network).optimizer, rate)
+        self.logger.record(f"train/{schedule}", rate)
+
+    def _update_coordinator(self) -> UpdateStats:
+        self._set_learning_rate("coordinator", "learning_rate")
+        settings = self._ppo_settings(self.skill_n_epochs, "skill_ent_coef", self.skill_target_kl)
+        return update_coordinator(self.policy, self.rollout_buffer, settings)
+
+    def _update_actor(self) -> UpdateStats:
+        self._set_learning_rate("actor", "learning_rate")
+        settings = self._ppo_settings(self.n_epochs, "ent_coef", self.target_kl)
+        return update_actor(self.policy, self.rollout_buffer, settings, self._rng)
+
+    def _update_critic(self) -> UpdateStats:
+        self._set_learning_rate("critic", "learning_rate")
+        settings = self._ppo_settings(self.n_epochs, "ent_coef", None)
+        return update_critic(self.policy, self.rollout_buffer, settings, self._rng)
+
+    def _update_discriminators(self) -> UpdateStats:
+        self._set_learning_rate("discriminators", "discriminator_learning_rate")
+        settings = DiscriminatorSettings(
+            self.discriminator_n_updates,
+            self.discriminator_batch_size,
+            self.scheduled("discriminator_noise"),
+            self.max_grad_norm,
+        )
+        return update_discriminators(self.policy, self.rollout_buffer, settings, self._rng)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "HMASD",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> HMASD:
+        """Train for at least ``total_timesteps`` environment steps (all agents acting once in one environment is one)."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    # ------------------------------------------------------------------ saving and loading
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_gate", "_schedules", "_critic_hidden"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *(f"policy.{network}_optimizer" for network in NETWORKS)], []
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save as SB3 does, but replace an existing file only once the new one is complete.
+
+        :raises NonFiniteError: if a parameter is NaN or infinite; an existing file is left as it was
+        """
+        check_parameters_finite(self.policy)
+        save_atomically(path, lambda target: super(HMASD, self).save(target, exclude, include))
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | Any | None = None,
+        **kwargs: Any,
+    ) -> HMASD:
+        """Load a model saved by HMASD; see the base class for the arguments.
+
+        :raises ValueError: if another algorithm saved the file
+        """
+        check_is_ours(path)
+        return super().load(path, env, **kwargs)

@@ -1,0 +1,73 @@
+"""One network, one parameter vector: gradient norm, clipping and the optimizer's step each become a single operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch as th
+from torch import nn
+
+
+class NonFiniteError(RuntimeError):
+    """NaN or infinity where training would go on with ruined numbers."""
+
+
+class FlatOptimizer:
+    """Steps all parameters of a module through one contiguous vector.
+
+    The module's parameters become views of that vector, and their gradients views of its gradient. Small networks spend
+    most of an optimizer step on per-tensor overhead, which this removes; element-wise optimizers give the same result.
+
+    Move the module to its device first: a later move would leave the vector behind.
+
+    :param module: owner of the parameters
+    :param name: network's name, for messages
+    :param optimizer_class: any element-wise torch optimizer
+    :param optimizer_kwargs: passed to it
+    :param learning_rate: initial learning rate
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        learning_rate: float,
+        optimizer_class: type[th.optim.Optimizer],
+        optimizer_kwargs: dict[str, Any],
+    ) -> None:
+        self.name = name
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if self.parameters:
+            flat = th.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
+        else:  # a network without parameters (random skills): the optimizer has nothing to do but must exist
+            flat = th.zeros(0)
+        self.vector = nn.Parameter(flat)
+        self.gradient = th.zeros_like(flat)
+        offset = 0
+        for parameter in self.parameters:
+            end = offset + parameter.numel()
+            parameter.data = self.vector.data[offset:end].view_as(parameter)
+            parameter.grad = self.gradient[offset:end].view_as(parameter)
+            offset = end
+        self.vector.grad = self.gradient
+        self.optimizer = optimizer_class([self.vector], lr=learning_rate, **optimizer_kwargs)  # type: ignore[call-arg]
+
+    def step(self, loss: th.Tensor, max_grad_norm: float) -> float:
+        """Backpropagate ``loss``, clip the gradient's norm and step.
+
+        :return: gradient norm before clipping
+        :raises NonFiniteError: when loss or gradient is NaN or infinite; parameters are left as they were
+        """
+        self.gradient.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = float(self.gradient.norm())
+        # A finite norm means every entry is finite; the loss can be infinite with a zero gradient, so look at both.
+        if not (th.isfinite(loss.detach()).item() and norm < float("inf")):
+            raise NonFiniteError(
+                f"The {self.name}'s loss is {float(loss)} and its gradient norm {norm}. Parameters were left unchanged. "
+                "Lower the learning rate or max_grad_norm, and check the scale of rewards and observations."
+            )
+        if norm > max_grad_norm:
+            self.gradient.mul_(max_grad_norm / (norm + 1e-6))
+        self.optimizer.step()
+        return norm

@@ -1,0 +1,91 @@
+"""What goes into SB3's logger after each rollout and each update. Measures; changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.logger import Logger
+
+from hmasd_sb3.buffers import SkillRolloutBuffer
+from hmasd_sb3.policies.policy import HMASDPolicy
+from hmasd_sb3.rollouts import RewardStats
+from hmasd_sb3.sync import SyncGate
+from hmasd_sb3.type_aliases import CoordinatorBatch, SegmentEnd, UpdateStats
+
+
+def log_rollout(
+    logger: Logger, policy: HMASDPolicy, buffer: SkillRolloutBuffer, gate: SyncGate, rewards: RewardStats
+) -> None:
+    """Groups ``sync/``, ``reward/`` and ``skills/``, from a complete and evaluated rollout."""
+    logger.record("sync/samples_collected", gate.samples_collected)
+    logger.record("sync/collection_time", gate.collection_time)
+    logger.record("sync/contribution_balance", gate.contribution_balance)
+    for reason in SegmentEnd:
+        if reason is not SegmentEnd.NONE:
+            logger.record(f"sync/segment_ends_{reason.name.lower()}", int((buffer.segment_ends == reason).sum()))
+    for name, value in rewards._asdict().items():
+        logger.record(f"reward/{name}", value)
+    for name, value in skill_report(policy, buffer).items():
+        logger.record(f"skills/{name}", value)
+
+
+def log_update(logger: Logger, policy: HMASDPolicy, stats: dict[str, UpdateStats], gate: SyncGate) -> None:
+    """Group ``train/<network>_...`` and the rest of ``sync/``, from what each network's update reported."""
+    for network, report in stats.items():
+        for name, value in report.values.items():
+            logger.record(f"train/{network}_{name}", value)
+    for network in ("coordinator", "actor"):
+        logger.record(f"sync/{network}_first_ratio_deviation", stats[network].first_ratio_deviation)
+    logger.record("sync/policy_version", gate.policy_version)
+    logger.record("sync/update_time", gate.update_time)
+    logger.record("train/low_value_std", policy.low_value_norm.statistics()[1])
+    logger.record("train/high_value_std", policy.high_value_norm.statistics()[1])
+
+
+def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer) -> dict[str, float]:
+    """How skills are used and whether they can be told apart; all figures of this rollout.
+
+    ``*_accuracy`` are discriminator accuracies on clean inputs, to be read against ``*_chance`` (the share of the most
+    frequent skill: what guessing would reach). ``team_skill_information`` is the mutual information between Z and the
+    agents' skills in nats (0: Z is inert, at most ln n_Z). ``redundancy`` is the share of agent pairs given one skill.
+    """
+    with th.no_grad():
+        pairs = buffer.discriminator_data()
+        team_logits, agent_logits = policy.discriminators.logits(pairs.state, pairs.obs, pairs.team_skill)
+        report = {
+            "team_accuracy": float((team_logits.argmax(-1) == pairs.team_skill).float().mean()),
+            "agent_accuracy": float((agent_logits.argmax(-1) == pairs.agent_skills).float().mean()),
+        }
+        batch = buffer.coordinator_batch()
+        if batch is not None:
+            report["team_skill_information"] = team_skill_information(policy, batch)
+    for name, skills, size in (
+        ("team", buffer.team_skill, policy.n_team_skills),
+        ("agent", buffer.agent_skills, policy.n_agent_skills),
+    ):
+        usage = np.bincount(skills.ravel(), minlength=size) / skills.size
+        used = usage[usage > 0]
+        report[f"{name}_chance"] = float(usage.max())
+        report[f"{name}_usage_entropy"] = float(-(used * np.log(used)).sum())
+    n_agents = buffer.agent_skills.shape[-1]
+    if n_agents > 1 and buffer.assigned.any():
+        given = buffer.agent_skills[buffer.assigned]
+        same = (given[:, :, None] == given[:, None, :]).sum(axis=(1, 2)) - n_agents
+        report["redundancy"] = float(same.mean() / (n_agents * (n_agents - 1)))
+    return report
+
+
+def team_skill_information(policy: HMASDPolicy, batch: CoordinatorBatch, max_rows: int = 256) -> float:
+    r"""Estimate of :math:`I(Z; z^{1..N} | s)` in nats: what forcing Z changes about the agents' skills.
+
+    .. math:: \mathbb{E}\left[\ln\pi_h(z^{1..N} | s, Z) - \ln\sum_{Z'}\pi_h(Z'|s)\,\pi_h(z^{1..N} | s, Z')\right]
+    """
+    state, obs, agent_skills = batch.state[:max_rows], batch.obs[:max_rows], batch.agent_skills[:max_rows]
+    joint, given = [], []
+    for forced in range(policy.n_team_skills):
+        team_skill = th.full((len(state),), forced, dtype=th.long, device=state.device)
+        log_probs = policy.coordinator.evaluate(state, obs, team_skill, agent_skills).log_probs
+        given.append(log_probs[:, 1:].sum(dim=1))
+        joint.append(log_probs.sum(dim=1))
+    chosen = th.stack(given, dim=1).gather(1, batch.team_skill[:max_rows].unsqueeze(1)).squeeze(1)
+    return float((chosen - th.stack(joint, dim=1).logsumexp(dim=1)).mean())

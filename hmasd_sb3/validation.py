@@ -1,0 +1,137 @@
+"""Checks of what a user passes in, early and by name; and of what an environment returns, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+
+class InvalidTransitionError(RuntimeError):
+    """An environment returned NaN or infinity."""
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+_COUNTS = (
+    "n_steps",
+    "n_epochs",
+    "skill_interval",
+    "n_team_skills",
+    "n_agent_skills",
+    "skill_n_epochs",
+    "sequence_length",
+    "discriminator_n_updates",
+    "discriminator_batch_size",
+)
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "gamma": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
+    "skill_gamma": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
+    "gae_lambda": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
+    "vf_coef": (lambda x: x >= 0.0, "at least 0"),
+    "max_grad_norm": (lambda x: x > 0.0, "above 0"),
+    "huber_delta": (lambda x: x > 0.0, "above 0"),
+    "skill_advantage_floor": (lambda x: x >= 0.0, "at least 0"),
+    "target_kl": (lambda x: x > 0.0, "above 0, or None for no limit"),
+    "skill_target_kl": (lambda x: x > 0.0, "above 0, or None for no limit"),
+}
+_OPTIONAL = ("target_kl", "skill_target_kl")
+SCHEDULED: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": (lambda x: x >= 0.0, "at least 0"),
+    "discriminator_learning_rate": (lambda x: x >= 0.0, "at least 0"),
+    "clip_range": (lambda x: x > 0.0, "above 0"),
+    "clip_range_vf": (lambda x: x > 0.0, "above 0, or None for no clipping"),
+    "ent_coef": (lambda x: x >= 0.0, "at least 0"),
+    "skill_ent_coef": (lambda x: x >= 0.0, "at least 0"),
+    "team_reward_coef": (lambda x: x >= 0.0, "at least 0"),
+    "team_diversity_coef": (lambda x: x >= 0.0, "at least 0"),
+    "agent_diversity_coef": (lambda x: x >= 0.0, "at least 0"),
+    "discriminator_noise": (lambda x: x >= 0.0, "at least 0"),
+}
+"""Hyperparameters that take a schedule, with the range that their first value must lie in."""
+
+
+def check_hyperparameters(values: dict[str, Any]) -> None:
+    """Check every hyperparameter by name; ``values`` maps constructor arguments to what was passed.
+
+    :raises ValueError: naming the argument, the value met and what is allowed
+    """
+    for name in _COUNTS:
+        value = values[name]
+        if not _is_integer(value) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    for name, (holds, wanted) in _RANGES.items():
+        value = values[name]
+        if not (value is None and name in _OPTIONAL):
+            _check_number(name, value, holds, wanted)
+    for name, (holds, wanted) in SCHEDULED.items():
+        value = values[name]
+        if value is None and name == "clip_range_vf":
+            continue
+        _check_number(name, value(1.0) if callable(value) else value, holds, wanted)
+
+
+def _check_number(name: str, value: Any, holds: Callable[[float], bool], wanted: str) -> None:
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    # A NaN satisfies no comparison, so it is refused by the range.
+    if not is_number or not holds(float(value)):
+        raise ValueError(f"{name} must be a number {wanted}, got {value!r}.")
+
+
+def resolve_batch_size(batch_size: int | None, n_steps: int, n_envs: int) -> int:
+    """Environment steps per minibatch.
+
+    :param batch_size: None takes half of the rollout where that is a whole number, else all of it
+    :raises ValueError: if it does not divide the rollout
+    """
+    rollout = n_steps * n_envs
+    if batch_size is None:
+        return rollout // 2 if rollout % 2 == 0 else rollout
+    if not _is_integer(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, or None, got {batch_size!r}.")
+    if rollout % batch_size:
+        below = next(size for size in range(min(batch_size, rollout), 0, -1) if rollout % size == 0)
+        kind = "is larger than" if batch_size > rollout else "does not divide"
+        raise ValueError(
+            f"batch_size={batch_size} {kind} the rollout of n_steps * n_envs = {n_steps} * {n_envs} = {rollout} "
+            f"environment steps. Use a divisor such as {below}, or change n_steps."
+        )
+    return int(batch_size)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """" Did you mean ...?" with the closest known name, or an empty string."""
+    close = get_close_matches(name, known, n=1, cutoff=0.4)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_transition(
+    observation: dict[str, np.ndarray], rewards: np.ndarray | None, step: int, source: str = "observation"
+) -> None:
+    """Refuse NaN and infinity before they reach the buffer.
+
+    :param observation: arrays with axis B
+    :param rewards: (B,) or None at a reset
+    :param step: environment steps taken so far, for the message
+    :raises InvalidTransitionError: naming environment, step and what was not finite
+    """
+    if rewards is not None and not np.isfinite(rewards).all():
+        env = int(np.flatnonzero(~np.isfinite(rewards))[0])
+        raise InvalidTransitionError(
+            f"Environment {env} returned the reward {rewards[env]} at timestep {step}. Fix the game's reward; "
+            "nothing of this step was learnt from."
+        )
+    for key, value in observation.items():
+        # One sum is far cheaper than a test of every entry; it is finite unless an entry is not (or it overflows).
+        if value.dtype.kind == "f" and not np.isfinite(value.sum()):
+            bad = ~np.isfinite(value.reshape(len(value), -1)).all(axis=1)
+            if bad.any():
+                env = int(np.flatnonzero(bad)[0])
+                raise InvalidTransitionError(
+                    f"Environment {env} returned NaN or infinity in {source} {key!r} at timestep {step}. Fix the "
+                    "game's observation; nothing of this step was learnt from."
+                )

@@ -1,0 +1,191 @@
+"""`make_team_vec_env`: any game, named or given in any usual way, as B teams side by side for Stable-Baselines3."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec, registry
+from pettingzoo import AECEnv, ParallelEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+
+import hmasd_sb3.envs  # noqa: F401  (registers the bundled games, in worker processes too)
+from hmasd_sb3.wrappers.convert import as_team_env
+from hmasd_sb3.wrappers.gym_vector import GymVectorTeamVecEnv
+from hmasd_sb3.wrappers.team_spaces import check_team_spaces
+
+Factory = Callable[..., Any]
+Wrapper = Callable[[Any], Any]
+
+
+def make_team_vec_env(
+    env: str | EnvSpec | Factory,
+    n_envs: int = 32,
+    *,
+    seed: int | None = None,
+    vec_env_cls: Callable[..., VecEnv] | None = None,
+    vec_env_kwargs: dict[str, Any] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
+    monitor_dir: str | None = None,
+) -> VecEnv:
+    """Make ``n_envs`` copies of a game, each a team, as one SB3 ``VecEnv`` that reports its episodes.
+
+    A game that brings its own vectorisation (a ``vector_entry_point`` in its registration) is run by that, unless
+    ``vec_env_cls`` or ``wrappers`` ask for single environments.
+
+    :param env: a registered Gymnasium id (``"AliceAndBob-v0"``) or its spec; a function that makes a PettingZoo
+        ``ParallelEnv``, a parallelisable ``AECEnv`` or a Gymnasium team environment; or the place of such a function,
+        ``"package.module:function"``
+    :param n_envs: number of teams
+    :param seed: environment i is seeded with ``seed + i`` at the first reset. Without one, a seed is drawn from NumPy's
+        global generator, so that copies differ even if the game always starts its random stream alike.
+    :param vec_env_cls: ``DummyVecEnv``, ``SubprocVecEnv`` or another class that takes a list of functions; by default
+        the game's own vectorisation, else ``DummyVecEnv``
+    :param vec_env_kwargs: further arguments for ``vec_env_cls``
+    :param env_kwargs: arguments for the game
+    :param wrappers: applied in turn to each team environment, each taking and returning one
+    :param monitor_dir: folder for SB3's ``monitor.csv`` files; made if missing
+    :raises ValueError: if ``n_envs`` is not positive, the id or place is unknown, or the game is no team environment
+    :raises TypeError: if a game was passed instead of a function that makes one
+    """
+    if isinstance(n_envs, bool) or not isinstance(n_envs, (int, np.integer)) or n_envs < 1:
+        raise ValueError(f"n_envs must be a positive integer; got {n_envs!r}")
+    if vec_env_kwargs and vec_env_cls is None:
+        raise ValueError(f"vec_env_kwargs {sorted(vec_env_kwargs)} are for a vec_env_cls, and none was given")
+    source = _find(env)
+    kwargs = dict(env_kwargs or {})
+    if monitor_dir is not None:
+        os.makedirs(monitor_dir, exist_ok=True)
+
+    venv: VecEnv
+    if isinstance(source, EnvSpec) and source.vector_entry_point and not (vec_env_cls or wrappers):
+        filename = None if monitor_dir is None else os.path.join(monitor_dir, "teams")
+        vector_env = gym.make_vec(source, int(n_envs), **kwargs)
+        venv = VecMonitor(GymVectorTeamVecEnv(vector_env), filename)
+    else:
+        makers = [TeamMaker(source, kwargs, tuple(wrappers), i, monitor_dir) for i in range(n_envs)]
+        venv = _vectorise(makers, vec_env_cls or DummyVecEnv, vec_env_kwargs or {})
+
+    seed = int(np.random.randint(2**31 - 1)) if seed is None else int(seed)
+    venv.seed(seed)
+    venv.action_space.seed(seed)
+    return venv
+
+
+@dataclass(frozen=True)
+class TeamMaker:
+    """Makes one team environment when called; can be sent to another process.
+
+    A registered game travels as its spec, not as its id, which a fresh process might not know.
+    """
+
+    source: EnvSpec | Factory
+    env_kwargs: dict[str, Any]
+    wrappers: tuple[Wrapper, ...] = ()
+    index: int = 0
+    monitor_dir: str | None = None
+
+    def make_bare(self) -> gym.Env[Any, Any]:
+        """The team environment with its wrappers, without a monitor.
+
+        :raises ValueError: if what comes out is no team environment
+        """
+        if isinstance(self.source, EnvSpec):
+            env: Any = gym.make(self.source, **self.env_kwargs)
+        else:
+            env = self.source(**self.env_kwargs)
+        team = as_team_env(env)
+        for wrapper in self.wrappers:
+            team = wrapper(team)
+        check_team_spaces(team.observation_space, team.action_space)
+        return team
+
+    def __call__(self) -> gym.Env[Any, Any]:
+        """The team environment inside SB3's ``Monitor``."""
+        filename = None if self.monitor_dir is None else os.path.join(self.monitor_dir, str(self.index))
+        return Monitor(self.make_bare(), filename)
+
+
+def _vectorise(makers: list[TeamMaker], cls: Callable[..., VecEnv], kwargs: dict[str, Any]) -> VecEnv:
+    if cls is not DummyVecEnv:
+        # Made once here first: an error inside a worker process would only show as a closed pipe.
+        makers[0].make_bare().close()
+    venv = cls(list(makers), **kwargs)
+    if isinstance(venv, DummyVecEnv):
+        games = [getattr(team.unwrapped, "parallel_env", team).unwrapped for team in venv.envs]
+        if len({id(game) for game in games}) != len(games):
+            raise ValueError(
+                "the factory returned the same game more than once, so the copies would share its state. "
+                "Make a new game at every call, as in `lambda: game.parallel_env()`."
+            )
+    return venv
+
+
+def _find(env: Any) -> EnvSpec | Factory:
+    """The registration or the function that ``env`` stands for.
+
+    :raises ValueError: if a text names nothing
+    :raises TypeError: if ``env`` is a game and no way to make one, or something else
+    """
+    if isinstance(env, str):
+        return _find_place(env) if ":" in env else _find_id(env)
+    if isinstance(env, EnvSpec):
+        return env
+    if isinstance(env, (ParallelEnv, AECEnv, gym.Env, gym.vector.VectorEnv, VecEnv)):
+        raise TypeError(
+            f"env is a {type(env).__name__} that exists already, but several independent copies are needed. "
+            "Pass the function that makes the game, "
+            "e.g. `simple_spread_v3.parallel_env` or `lambda: MyParallelEnv(...)`, with its arguments in env_kwargs."
+        )
+    if isinstance(env, ModuleType):
+        raise TypeError(f"{env.__name__} is a module; pass its function, {env.__name__}.parallel_env.")
+    if callable(env):
+        return env  # type: ignore[no-any-return]
+    raise TypeError(
+        f"env must be a Gymnasium id, a function that makes a game, or 'package.module:function'; "
+        f"got {type(env).__name__}."
+    )
+
+
+def _find_id(env_id: str) -> EnvSpec:
+    try:
+        return gym.spec(env_id)
+    except gym.error.Error as error:
+        near = difflib.get_close_matches(env_id, list(registry), n=3, cutoff=0.4)
+        hint = (
+            f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else f"Registered: {sorted(registry)}."
+        )
+        raise ValueError(
+            f"{env_id!r} is no registered Gymnasium id. {hint} Import the package that registers it first, or name a "
+            "function as 'package.module:function'."
+        ) from error
+
+
+def _find_place(place: str) -> EnvSpec | Factory:
+    """``"package.module:function"``, or Gymnasium's ``"package.module:Id-v0"``, which imports before looking up."""
+    module_name, _, name = place.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module_name!r}, named by env={place!r}: {error}") from error
+    if name in registry:
+        return _find_id(name)
+    try:
+        found = attrgetter(name)(module)
+    except AttributeError:
+        near = difflib.get_close_matches(name, [n for n in dir(module) if not n.startswith("_")], n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"env={place!r}: the module {module_name!r} has no {name!r}.{hint}") from None
+    if not callable(found):
+        raise ValueError(f"env={place!r} names {found!r}, which is no function that makes a game.")
+    return found  # type: ignore[no-any-return]
