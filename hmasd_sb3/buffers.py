@@ -107,18 +107,16 @@ class SkillRolloutBuffer:
         terminated: np.ndarray,
         truncated: np.ndarray,
         terminal_rows: list[TerminalRow],
-        policy_version: int,
     ) -> None:
         """Store one step of all environments.
 
         :param observation: what the decision was made on, arrays with axis B
-        :param decision: what the policy decided
+        :param decision: what the policy decided, and which version of it
         :param rewards: (B,) team rewards
         :param episode_starts: (B,) bool, the observation began an episode
         :param terminated: (B,) bool, the episode ended by the game's rules
         :param truncated: (B,) bool, the episode was cut off (time limit)
         :param terminal_rows: true successors of the rows that ended
-        :param policy_version: version of the policy that decided
         :raises SyncError: see :meth:`SyncGate.admit`; and when ``terminal_rows`` misses a row that ended
         """
         ended = set(np.flatnonzero(terminated | truncated).tolist())
@@ -128,7 +126,7 @@ class SkillRolloutBuffer:
                 f"{sorted(row.env for row in terminal_rows)}. The vector environment must report "
                 "info['terminal_observation'] for every environment it resets."
             )
-        self.gate.admit(policy_version)
+        self.gate.admit(decision.policy_version)
         step = self.pos
         self._store_observation(step, observation)
         self.actions[step] = decision.actions

@@ -14,15 +14,16 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import stable_baselines3
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+import hmasd_sb3
 from hmasd_sb3 import HMASD, make_team_vec_env
 from hmasd_sb3.monitoring import plot_learning_curve, record_episode
 from hmasd_sb3.monitoring.evaluation import ReportingEvalCallback
@@ -133,7 +134,7 @@ def _run(settings: Settings, stop: StopRequest) -> int:
         seconds = time.perf_counter() - started
         if model.num_timesteps < settings.total_timesteps:
             return _stop_early(model, settings, folder)
-        _save(model, folder / "model.zip")
+        model.save(folder / "model.zip")
     if stop.requested:  # during the last update: the training is complete, the rest is not wanted
         raise KeyboardInterrupt
     summary = _summarise(model, settings, evaluation, seconds)
@@ -171,7 +172,7 @@ def _make_eval_env(settings: Settings, seed_offset: int) -> VecEnv:
 
 def _stop_early(model: HMASD, settings: Settings, folder: Path) -> int:
     path = folder / "model_interrupted.zip"
-    _save(model, path)
+    model.save(path)
     remaining = settings.total_timesteps - model.num_timesteps
     print(f"\nStopped after {model.num_timesteps:,} of {settings.total_timesteps:,} environment steps.")
     print(f"The model so far is in {path}. To go on from there:\n")
@@ -180,16 +181,6 @@ def _stop_early(model: HMASD, settings: Settings, folder: Path) -> int:
     print(f"    model = HMASD.load({str(path)!r}, env=env)")
     print(f"    model.learn({remaining:_}, reset_num_timesteps=False)", flush=True)
     return EXIT_INTERRUPTED
-
-
-def _save(model: HMASD, path: Path) -> None:
-    """Save under a passing name first: ``path`` either holds a whole model or does not exist."""
-    partial = path.with_name(f".{path.stem}.partial.zip")
-    try:
-        model.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -236,8 +227,13 @@ def _summarise(model: HMASD, settings: Settings, evaluation: ReportingEvalCallba
         eval_seconds=evaluation.seconds,
         env_steps_per_second=model.num_timesteps / train_seconds,
         first_solved_timesteps=solved[0] if solved else None,
-        versions={"python": platform.python_version()}
-        | {name: version(name) for name in ("hmasd-sb3", "stable-baselines3", "torch", "numpy")},
+        versions={
+            "python": platform.python_version(),
+            "hmasd-sb3": hmasd_sb3.__version__,
+            "stable-baselines3": stable_baselines3.__version__,
+            "torch": th.__version__,
+            "numpy": np.__version__,
+        },
     )
 
 

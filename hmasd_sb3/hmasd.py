@@ -219,12 +219,12 @@ class HMASD(OnPolicyAlgorithm):
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
         check_hyperparameters(self.__dict__)
         if self.skill_at_rollout_end not in ROLLOUT_END_MODES:
             raise ValueError(f"skill_at_rollout_end must be one of {ROLLOUT_END_MODES}, got {self.skill_at_rollout_end!r}.")
         self._minibatch_size = resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
         self._schedules = {
             name: FloatSchedule(getattr(self, name)) for name in SCHEDULED if getattr(self, name) is not None
         }
@@ -340,7 +340,8 @@ class HMASD(OnPolicyAlgorithm):
         assert isinstance(self._last_obs, dict) and self.skill_state is not None
         observation = obs_as_tensor(self._last_obs, self.device)
         assert isinstance(observation, dict)
-        return self.policy.act(observation, self.skill_state, np.asarray(self._last_episode_starts, dtype=bool))
+        starts = np.asarray(self._last_episode_starts, dtype=bool)
+        return self.policy.act(observation, self.skill_state, starts)._replace(policy_version=self.policy_version)
 
     def store_step(
         self,
@@ -375,6 +376,7 @@ class HMASD(OnPolicyAlgorithm):
                         None,
                         self.num_timesteps,
                         "terminal_observation",
+                        env_index,
                     )
                     terminal_rows.append(TerminalRow(self.rollout_buffer.pos, env_index, last))
         self.rollout_buffer.add(
@@ -385,7 +387,6 @@ class HMASD(OnPolicyAlgorithm):
             dones & ~truncated,
             truncated,
             terminal_rows,
-            self.policy_version,
         )
         self._last_obs = new_obs
         self._last_episode_starts = dones

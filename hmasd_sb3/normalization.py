@@ -84,8 +84,9 @@ class InputScaler(nn.Module):
             size = int(np.prod(space.shape or ()))
             low, high = np.zeros(size), np.ones(size)
         bounded = (np.abs(low) < _LARGEST_BOUND) & (np.abs(high) < _LARGEST_BOUND) & (high > low)
-        centre = np.where(bounded, (low + high) / 2.0, 0.0)
-        half_range = np.where(bounded, (high - low) / 2.0, 1.0)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        centre = (low + high) / 2.0
+        half_range = (high - low) / 2.0
         self.register_buffer("centre", th.as_tensor(centre, dtype=th.float32))
         self.register_buffer("half_range", th.as_tensor(half_range, dtype=th.float32))
         self.register_buffer("unbounded", th.as_tensor(~bounded))

@@ -66,6 +66,8 @@ class TeamDecision(NamedTuple):
     """(B, N, H) float32, the actor's hidden state *before* this step (already reset at episode starts)."""
     state: SkillState
     """What is carried to the next step."""
+    policy_version: int = 0
+    """Number of updates behind the policy that decided."""
 
 
 class SegmentEnd(IntEnum):

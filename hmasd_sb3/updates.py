@@ -55,7 +55,7 @@ class _Averages:
     def note_ratio(self, ratio: th.Tensor, weights: th.Tensor | None = None) -> None:
         """Remember how far the very first ratios are from 1; later calls change nothing."""
         if "approx_kl" not in self._counts:
-            deviation = (ratio - 1.0).abs()
+            deviation = (ratio.detach() - 1.0).abs()
             self.first_ratio_deviation = float((deviation if weights is None else deviation * weights).max())
 
     def stats(self, **last: float) -> UpdateStats:

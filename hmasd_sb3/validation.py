@@ -110,13 +110,19 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def check_transition(
-    observation: dict[str, np.ndarray], rewards: np.ndarray | None, step: int, source: str = "observation"
+    observation: dict[str, np.ndarray],
+    rewards: np.ndarray | None,
+    step: int,
+    source: str = "observation",
+    first_env: int = 0,
 ) -> None:
     """Refuse NaN and infinity before they reach the buffer.
 
     :param observation: arrays with axis B
     :param rewards: (B,) or None at a reset
     :param step: environment steps taken so far, for the message
+    :param source: what the arrays are, for the message
+    :param first_env: index of the environment in the first row
     :raises InvalidTransitionError: naming environment, step and what was not finite
     """
     if rewards is not None and not np.isfinite(rewards).all():
@@ -130,7 +136,7 @@ def check_transition(
         if value.dtype.kind == "f" and not np.isfinite(value.sum()):
             bad = ~np.isfinite(value.reshape(len(value), -1)).all(axis=1)
             if bad.any():
-                env = int(np.flatnonzero(bad)[0])
+                env = first_env + int(np.flatnonzero(bad)[0])
                 raise InvalidTransitionError(
                     f"Environment {env} returned NaN or infinity in {source} {key!r} at timestep {step}. Fix the "
                     "game's observation; nothing of this step was learnt from."

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium as gym
 from gymnasium.envs.registration import register, registry
 
 from hmasd_sb3.envs.alice_and_bob import AliceAndBobParallelEnv, parallel_env
@@ -11,7 +12,7 @@ __all__ = ["ALICE_AND_BOB_ID", "AliceAndBobParallelEnv", "parallel_env", "regist
 ALICE_AND_BOB_ID = "AliceAndBob-v0"
 
 
-def alice_and_bob_team_env(**kwargs: Any) -> Any:
+def alice_and_bob_team_env(**kwargs: Any) -> gym.Env[Any, Any]:
     """Make Alice and Bob as a team environment; takes the arguments of `AliceAndBobParallelEnv`."""
     # Imported here, as the wrappers import this room to have its games registered.
     from hmasd_sb3.wrappers.team_env import TeamEnv

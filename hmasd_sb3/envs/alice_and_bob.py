@@ -122,12 +122,14 @@ class AliceAndBobParallelEnv(ParallelEnv):  # type: ignore[misc]
         :param options: ``{"positions": {"alice": (x, y), "bob": (x, y)}}`` places agents by hand, others are
             drawn; x counts columns, y rows, from the top left. Other entries are ignored.
         :return: observations and (empty) infos, by agent
-        :raises ValueError: if a position lies outside the room
+        :raises ValueError: if a position lies outside the room or is for somebody else
         """
         if seed is not None or self._np_random is None:
             self._np_random, _ = seeding.np_random(seed)
         self._cells = self.world.draw_start(self._np_random)
         for agent, (x, y) in ((options or {}).get("positions") or {}).items():
+            if agent not in AGENTS:
+                raise ValueError(f"options['positions'] places {' and '.join(AGENTS)}; got {agent!r}")
             self._cells[AGENTS.index(agent)] = self.world.cell(x, y)
         self._collected = np.zeros(2, dtype=np.bool_)
         self._steps = 0

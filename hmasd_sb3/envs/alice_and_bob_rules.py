@@ -60,7 +60,7 @@ def move_table(size: int, n_actions: int) -> CellArray:
     return np.stack(columns, axis=-1).astype(np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class World:
     """The fixed map of a game of one size, as lookup tables indexed by cell = y * size + x.
 

@@ -43,6 +43,7 @@ class ReportingEvalCallback(EvalCallback):
         """Wall-clock seconds spent in evaluations so far."""
         self._stop = stop
         self._started = 0.0
+        self._first_timestep = 0
 
     @property
     def timesteps(self) -> list[int]:
@@ -59,6 +60,7 @@ class ReportingEvalCallback(EvalCallback):
     def _on_training_start(self) -> None:
         super()._on_training_start()
         self._started = time.perf_counter()
+        self._first_timestep = self.model.num_timesteps
 
     def _on_step(self) -> bool:
         n_evaluations = len(self.evaluations_timesteps)
@@ -81,11 +83,10 @@ class ReportingEvalCallback(EvalCallback):
         parts = []
         if self.success_rates:
             parts.append(f"success {self.success_rates[-1]:.2f}")
-        parts.append(f"return {self.last_mean_reward:.2f}")
-        parts.append(f"episode length {np.mean(self.evaluations_length[-1]):.1f}")
-        total = int(self.model._total_timesteps)
-        elapsed = time.perf_counter() - self._started
-        # Also where there is no progress bar to tell it, as in a log file.
-        minutes, seconds = divmod(round(elapsed * (total - self.num_timesteps) / self.num_timesteps), 60)
-        parts.append(f"about {minutes}:{seconds:02d} min left")
-        print(f"{self.num_timesteps:>12,} steps: {', '.join(parts)}", flush=True)
+        parts += [f"return {self.last_mean_reward:.2f}", f"length {np.mean(self.evaluations_length[-1]):.1f}"]
+        remaining = int(self.model._total_timesteps) - self.num_timesteps
+        if remaining > 0:  # also said where no progress bar tells it, as in a log file
+            elapsed = time.perf_counter() - self._started
+            minutes, seconds = divmod(round(elapsed * remaining / (self.num_timesteps - self._first_timestep)), 60)
+            parts.append(f"about {minutes}:{seconds:02d} left")
+        print(f"{self.num_timesteps:>11,} steps: {', '.join(parts)}", flush=True)

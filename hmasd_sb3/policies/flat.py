@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch as th
@@ -62,9 +63,10 @@ class FlatOptimizer:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = float(self.gradient.norm())
         # A finite norm means every entry is finite; the loss can be infinite with a zero gradient, so look at both.
-        if not (th.isfinite(loss.detach()).item() and norm < float("inf")):
+        loss_value = float(loss.detach())
+        if not (math.isfinite(loss_value) and math.isfinite(norm)):
             raise NonFiniteError(
-                f"The {self.name}'s loss is {float(loss)} and its gradient norm {norm}. Parameters were left unchanged. "
+                f"The {self.name}'s loss is {loss_value} and its gradient norm {norm}. Parameters were left unchanged. "
                 "Lower the learning rate or max_grad_norm, and check the scale of rewards and observations."
             )
         if norm > max_grad_norm:

@@ -147,7 +147,15 @@ class GymVectorTeamVecEnv(VecEnv):
         return [False] * len(self._rows(indices))
 
     def _last_info(self, info: dict[str, Any], row: int, truncated: bool) -> dict[str, Any]:
-        """The info of an episode's last step, made of the info that Gymnasium gives for that step and the restart."""
+        """The info of an episode's last step, made of the info that Gymnasium gives for that step and the restart.
+
+        :raises ValueError: if the last observation is missing
+        """
+        if "final_obs" not in info:
+            raise ValueError(
+                f"{self.vector_env} restarted row {row} without reporting its last observation under infos['final_obs'], "
+                "as AutoresetMode.SAME_STEP demands."
+            )
         del info["TimeLimit.truncated"]
         last_obs, last_info = info.pop("final_obs"), info.pop("final_info", {})
         # What is left came with the restart; under SB3's conventions it does not belong to the episode that ended.

@@ -75,7 +75,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         self.parallel_env = parallel_env
         self.possible_agents: list[Any] = _possible_agents(parallel_env)
         self.n_agents = len(self.possible_agents)
-        self.metadata = dict(parallel_env.metadata)
+        self.metadata = dict(getattr(parallel_env, "metadata", None) or {})
         self.metadata.setdefault("render_modes", [])
         self.render_mode: str | None = getattr(parallel_env, "render_mode", None)
 
@@ -259,8 +259,8 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         if left:
             raise ValueError(
                 f"all agents must stay until the team's episode ends, but {left} left before the others. Keep "
-                "them in the game, with blank observations and no reward, until the last step; for games with Box spaces "
-                "supersuit.black_death_v3 does so."
+                "them in the game, with blank observations and no reward, until the last step; for games with "
+                "Box spaces supersuit.black_death_v3 does so."
             )
         return False, False
 

@@ -1,0 +1,141 @@
+"""TeamEnv's refusals: which games and actions cannot make a team, and that the error says what to do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from games import MaskedGame, TimeLimitGame, TinyGame
+from gymnasium import spaces
+from pettingzoo.utils.conversions import parallel_to_aec
+
+from hmasd_sb3.wrappers import TeamEnv
+
+
+def step_once(team: TeamEnv) -> None:
+    team.reset(seed=0)
+    team.step(np.zeros(team.n_agents, dtype=np.int64))
+
+
+def edited(**methods: Any) -> TinyGame:
+    """A time limit game with some methods replaced; built with them, as spaces are read at construction."""
+    return type("Edited", (TimeLimitGame,), methods)()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: edited(make_observation_space=lambda self: spaces.Tuple([spaces.Discrete(2)])),
+            "must be a Box.*Tuple",
+        ),
+        (lambda: edited(make_observation_space=lambda self: spaces.Discrete(2)), "must be a Box"),
+        (lambda: edited(make_observation_space=lambda self: spaces.Dict(a=spaces.Discrete(2))), "action_mask"),
+        (lambda: edited(make_action_space=lambda self: spaces.MultiDiscrete([2, 3])), "MultiDiscrete.*one Discrete"),
+        (lambda: edited(make_action_space=lambda self: spaces.Box(-1, 1, (2, 2))), "one axis"),
+        (lambda: edited(make_action_space=lambda self: spaces.Box(0, 5, (2,), np.int64)), "floats"),
+        (
+            lambda: edited(observation_space=lambda self, a: spaces.Box(0, 1, (3 + int(a[-1]),))),
+            "same observation space.*'agent_0' has.*'agent_1' has.*pad_observations",
+        ),
+        (
+            lambda: edited(action_space=lambda self, a: spaces.Discrete(2 + int(a[-1]))),
+            "same action space.*'agent_1' has Discrete.3.*action_mask",
+        ),
+        (lambda: edited(discriminator_obs=lambda self, a: np.zeros(2)), "discriminator_obs_space"),
+        (lambda: edited(discriminator_state=lambda self: np.zeros(2)), "discriminator_state_space must be"),
+        (lambda: edited(state_space=spaces.Discrete(3), state=lambda self: np.zeros(3)), "state_space must be"),
+    ],
+)
+def test_unsuitable_spaces_are_refused_at_construction(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TeamEnv(make())
+
+
+def test_masks_must_fit_the_actions() -> None:
+    class TooShort(MaskedGame):
+        def make_action_space(self) -> spaces.Space:
+            return spaces.Discrete(4)
+
+    class Continuous(MaskedGame):
+        def make_action_space(self) -> spaces.Space:
+            return spaces.Box(-1, 1, (3,))
+
+    with pytest.raises(ValueError, match="each of the 4 actions"):
+        TeamEnv(TooShort())
+    with pytest.raises(ValueError, match="Discrete"):
+        TeamEnv(Continuous())
+
+
+def test_absent_or_nameless_agents_are_refused() -> None:
+    class Absent(TimeLimitGame):
+        def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            result = super().reset(seed, options)
+            self.agents = ["agent_1"]
+            return result
+
+    with pytest.raises(ValueError, match=r"left out \['agent_0'\]"):
+        TeamEnv(Absent())
+    game = TimeLimitGame()
+    game.possible_agents = []
+    with pytest.raises(ValueError, match="possible_agents"):
+        TeamEnv(game)
+
+
+@pytest.mark.parametrize("how", ["terminated", "truncated", "unreported", "gone"])
+def test_an_agent_that_leaves_early_is_refused_by_name(how: str) -> None:
+    class Leaving(TimeLimitGame):
+        def step(self, actions: dict[str, Any]) -> Any:
+            observations, rewards, terminations, truncations, infos = super().step(actions)
+            self.agents = ["agent_1"]
+            terminations["agent_0"], truncations["agent_0"] = how == "terminated", how == "truncated"
+            if how == "unreported":
+                del terminations["agent_0"], truncations["agent_0"]
+            return observations, rewards, terminations, truncations, infos
+
+    with pytest.raises(ValueError, match=r"\['agent_0'\] left before the others.*black_death"):
+        step_once(TeamEnv(Leaving()))
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros(4, np.float32), r"'agent_0' has the shape \(4,\), but its space says \(3,\)"),
+        (np.float32(0.5), "shape"),  # would be broadcast
+        (np.array(["a", "b", "c"]), "numbers"),
+    ],
+)
+def test_observations_of_another_shape_or_kind_are_refused(observation: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TeamEnv(edited(observe=lambda self, a: observation)).reset(seed=0)
+
+
+def test_integers_that_would_be_rounded_are_refused() -> None:
+    game = edited(
+        make_observation_space=lambda self: spaces.Box(0, 255, (1,), np.uint8), observe=lambda self, a: np.array([0.5])
+    )
+    with pytest.raises(ValueError, match="uint8 cannot represent"):
+        TeamEnv(game).reset(seed=0)
+
+
+def test_missing_rewards_and_observations_are_refused() -> None:
+    with pytest.raises(ValueError, match="no reward for 'agent_0'"):
+        step_once(TeamEnv(edited(rewards=lambda self, actions: {"agent_1": 1.0})))
+
+    class Silent(TimeLimitGame):
+        def step(self, actions: dict[str, Any]) -> Any:
+            return {}, *super().step(actions)[1:]
+
+    with pytest.raises(ValueError, match="no observation for 'agent_0'"):
+        step_once(TeamEnv(Silent()))
+
+
+def test_what_is_no_parallel_env_is_refused() -> None:
+    with pytest.raises(TypeError, match="call the factory"):
+        TeamEnv(TimeLimitGame)
+    with pytest.raises(TypeError, match="aec_to_parallel"):
+        TeamEnv(parallel_to_aec(TimeLimitGame()))
+    with pytest.raises(TypeError, match="got int"):
+        TeamEnv(3)
+    with pytest.raises(ValueError, match="'sum', 'mean'"):
+        TeamEnv(TimeLimitGame(), reward="first")
