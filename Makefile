@@ -8,7 +8,7 @@ ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --constraint constraints.txt
 
 # Networks this small run several times slower on several threads than on one.
 export OMP_NUM_THREADS := 1

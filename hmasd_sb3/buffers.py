@@ -6,6 +6,7 @@ Everything is kept as (T, B, ...). Samples come from one policy version; the gat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -183,9 +184,7 @@ class SkillRolloutBuffer:
 
     def segment_end_counts(self) -> dict[str, np.ndarray]:
         """Reason -> (B,) number of segments that ended for it in each environment."""
-        return {
-            reason.name.lower(): (self.segment_ends == reason).sum(axis=0) for reason in SegmentEnd if reason.value > 0
-        }
+        return {reason.name.lower(): (self.segment_ends == reason).sum(axis=0) for reason in SegmentEnd if reason.value > 0}
 
     def flat_tensor(self, array: np.ndarray) -> th.Tensor:
         """(T, B, ...) -> (T*B, ...) tensor on the batch device."""
@@ -310,7 +309,7 @@ class SkillRolloutBuffer:
         )
 
 
-def _storage_dtype(space: spaces.Space) -> np.dtype:
+def _storage_dtype(space: spaces.Space[Any]) -> np.dtype:
     """float64 is stored as float32 (networks compute in it); every other type as it is."""
     dtype = np.dtype(space.dtype) if space.dtype is not None else np.dtype(np.float32)
     return np.dtype(np.float32) if dtype == np.float64 else dtype

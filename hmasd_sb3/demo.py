@@ -89,32 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> Settings:
-    parser = argparse.ArgumentParser(
-        prog="python -m hmasd_sb3.demo", description="Train HMASD and show what it learned."
-    )
+    parser = argparse.ArgumentParser(prog="python -m hmasd_sb3.demo", description="Train HMASD and show what it learned.")
     parser.add_argument("--env", default="AliceAndBob-v0", help="registered id or package.module:factory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--total-timesteps", type=_positive, default=320_000, help="environment steps to train for")
     parser.add_argument("--n-envs", type=_positive, default=32, help="environments stepped together")
     parser.add_argument("--eval-freq", type=_positive, default=32_000, help="environment steps between evaluations")
     parser.add_argument("--eval-episodes", type=_positive, default=100, help="episodes per evaluation")
-    parser.add_argument(
-        "--out", type=Path, default=None, help="folder for the results, new or empty (default: below runs/)"
-    )
+    parser.add_argument("--out", type=Path, default=None, help="folder for the results, new or empty (default: below runs/)")
     return Settings(**vars(parser.parse_args(arguments)))
 
 
 def _positive(text: str) -> int:
-    number = int(text.replace("_", ""))
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+    if not text.replace("_", "").isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
 
 def _run(settings: Settings, stop: StopRequest) -> int:
-    # Asked for first: a missing package should not come to light after minutes of training.
-    for module in ("matplotlib", "imageio", "tensorboard", "tqdm", "rich"):
-        import_optional(module, purpose="The demo", extra="demo")
+    _require_packages()
     folder = _make_folder(settings)
     train_env = make_team_vec_env(settings.env, n_envs=settings.n_envs, seed=settings.seed)
     eval_env = _make_eval_env(settings, _EVAL_SEED_OFFSET)
@@ -144,6 +137,15 @@ def _run(settings: Settings, stop: StopRequest) -> int:
         env.close()
     _print_summary(summary, folder, notes)
     return 0
+
+
+def _require_packages() -> None:
+    """Asked for first: a missing package should not come to light after minutes of training."""
+    try:
+        for module in ("matplotlib", "imageio", "tensorboard", "tqdm", "rich"):
+            import_optional(module, purpose="The demo", extra="demo")
+    except ImportError as error:
+        sys.exit(str(error))
 
 
 def _make_folder(settings: Settings) -> Path:
@@ -209,9 +211,7 @@ def _summarise(model: HMASD, settings: Settings, evaluation: ReportingEvalCallba
     )
     env.close()
     solved = [
-        step
-        for step, rate in zip(evaluation.timesteps, evaluation.success_rates, strict=False)
-        if rate >= SUCCESS_TARGET
+        step for step, rate in zip(evaluation.timesteps, evaluation.success_rates, strict=False) if rate >= SUCCESS_TARGET
     ]
     train_seconds = seconds - evaluation.seconds
     return Summary(

@@ -1,9 +1,7 @@
 """HMASD: hierarchical multi-agent skill discovery as a Stable-Baselines3 algorithm.
 
-The cycle, in the order in which it happens::
-
-    collect_rollouts   enable_data_collection(); act, step, store until should_sync_update(); disable_data_collection()
-    train              sync_update(): coordinator, actor, critic, discriminators; next policy version
+Hyperparameters, set-up, the order of an update, saving and loading. Collecting is in ``cycle.py``, what an update computes
+in ``rollouts.py`` (rewards, values, advantages) and ``updates.py`` (one function per network).
 """
 
 from __future__ import annotations
@@ -16,22 +14,22 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, obs_as_tensor, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
-from hmasd_sb3.reporting import log_rollout, log_update
+from hmasd_sb3.cycle import SynchronisedAlgorithm
 from hmasd_sb3.policies.policy import NETWORKS, HMASDPolicy
 from hmasd_sb3.policies.spec import TeamSpec
+from hmasd_sb3.reporting import log_rollout, log_update
 from hmasd_sb3.rollouts import ReturnSettings, evaluate_rollout
 from hmasd_sb3.saving import check_is_ours, check_parameters_finite, save_atomically
 from hmasd_sb3.schedules import ExponentialSchedule
 from hmasd_sb3.sync import SyncGate
-from hmasd_sb3.type_aliases import SkillState, TeamDecision, TerminalRow, UpdateStats
+from hmasd_sb3.type_aliases import UpdateStats
 from hmasd_sb3.updates import (
     DiscriminatorSettings,
     PPOSettings,
@@ -40,13 +38,13 @@ from hmasd_sb3.updates import (
     update_critic,
     update_discriminators,
 )
-from hmasd_sb3.validation import SCHEDULED, check_hyperparameters, check_transition, nearest, resolve_batch_size
+from hmasd_sb3.validation import SCHEDULED, check_hyperparameters, nearest, resolve_batch_size
 from hmasd_sb3.wrappers import as_team_env
 
 ROLLOUT_END_MODES = ("continue", "reassign")
 
 
-class HMASD(OnPolicyAlgorithm):
+class HMASD(SynchronisedAlgorithm):
     """Hierarchical Multi-Agent Skill Discovery (Yang et al., NeurIPS 2023).
 
     Every float marked *schedule* may also be a function of the remaining progress (1 at the start, 0 at the end).
@@ -98,8 +96,6 @@ class HMASD(OnPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": HMASDPolicy, "MultiInputPolicy": HMASDPolicy}
-    policy: HMASDPolicy  # type: ignore[assignment]
-    rollout_buffer: SkillRolloutBuffer  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -192,7 +188,6 @@ class HMASD(OnPolicyAlgorithm):
         self.discriminator_n_updates = discriminator_n_updates
         self.discriminator_batch_size = discriminator_batch_size
         self.discriminator_noise = discriminator_noise
-        self.skill_state: SkillState | None = None
         if _init_setup_model:
             self._setup_model()
 
@@ -225,9 +220,7 @@ class HMASD(OnPolicyAlgorithm):
         self._minibatch_size = resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        self._schedules = {
-            name: FloatSchedule(getattr(self, name)) for name in SCHEDULED if getattr(self, name) is not None
-        }
+        self._schedules = {name: FloatSchedule(getattr(self, name)) for name in SCHEDULED if getattr(self, name) is not None}
         self._rng = np.random.default_rng(self.seed)
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
@@ -260,25 +253,7 @@ class HMASD(OnPolicyAlgorithm):
         """Value in force now of a hyperparameter that takes a schedule."""
         return self._schedules[name](self._current_progress_remaining)
 
-    # ------------------------------------------------------------------ synchronisation
-
-    @property
-    def policy_version(self) -> int:
-        """Number of updates that the policy has behind it; every rollout carries the version that made it."""
-        return self._gate.policy_version
-
-    def should_sync_update(self) -> bool:
-        """Whether a full synchronised batch (``n_steps * n_envs`` environment steps) has been collected."""
-        return self._gate.should_sync()
-
-    def enable_data_collection(self) -> None:
-        """Begin a rollout with the current policy; an unfinished one is dropped."""
-        self._gate.open()
-        self.rollout_buffer.reset()
-
-    def disable_data_collection(self) -> None:
-        """End the rollout: no sample is accepted until collection is enabled again."""
-        self._gate.close()
+    # ------------------------------------------------------------------ updating
 
     def sync_update(self) -> None:
         """Update all networks from the collected batch and move on to the next policy version.
@@ -303,100 +278,6 @@ class HMASD(OnPolicyAlgorithm):
         self._n_updates += 1
         self._gate.finish_update()
         log_update(self.logger, self.policy, stats, self._gate)
-
-    # ------------------------------------------------------------------ collecting
-
-    def collect_rollouts(  # type: ignore[override]
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SkillRolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Collect one synchronised batch; see the base class for the arguments.
-
-        :return: False if a callback asked to stop; the unfinished batch is then dropped
-        :raises InvalidTransitionError: when an environment returns NaN or infinity
-        """
-        self.policy.set_training_mode(False)
-        self.enable_data_collection()
-        assert self.skill_state is not None
-        if self.skill_at_rollout_end == "reassign":
-            self.skill_state = self.skill_state._replace(steps_left=np.zeros_like(self.skill_state.steps_left))
-        callback.on_rollout_start()
-        while not self.should_sync_update():
-            decision = self.decide()
-            new_obs, rewards, dones, infos = env.step(self.policy.to_env_actions(decision.actions))
-            self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
-            continue_training = callback.on_step()
-            self.store_step(decision, new_obs, rewards, dones, infos)
-            if not continue_training:
-                self.disable_data_collection()
-                return False
-        self.disable_data_collection()
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    def decide(self) -> TeamDecision:
-        """Skills and actions of every environment for the observations at hand (``_last_obs``)."""
-        assert isinstance(self._last_obs, dict) and self.skill_state is not None
-        observation = obs_as_tensor(self._last_obs, self.device)
-        assert isinstance(observation, dict)
-        starts = np.asarray(self._last_episode_starts, dtype=bool)
-        return self.policy.act(observation, self.skill_state, starts)._replace(policy_version=self.policy_version)
-
-    def store_step(
-        self,
-        decision: TeamDecision,
-        new_obs: Any,
-        rewards: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """Put one step of every environment into the rollout and move on to the next observation.
-
-        :param decision: what :meth:`decide` returned
-        :param new_obs: observations after the step, arrays with axis B
-        :param rewards: (B,)
-        :param dones: (B,) bool
-        :param infos: one dict per environment, as SB3's vector environments return them
-        :raises InvalidTransitionError: when something is not finite
-        :raises SyncError: when the sample may not enter this rollout
-        """
-        check_transition(new_obs, rewards, self.num_timesteps)
-        dones = np.asarray(dones, dtype=bool)
-        truncated = np.zeros_like(dones)
-        terminal_rows: list[TerminalRow] = []
-        if dones.any():
-            self._update_info_buffer(infos, dones)
-            for env_index in np.flatnonzero(dones).tolist():
-                truncated[env_index] = bool(infos[env_index].get("TimeLimit.truncated", False))
-                last = infos[env_index].get("terminal_observation")
-                if last is not None:
-                    check_transition(
-                        {key: np.asarray(value)[None] for key, value in last.items()},
-                        None,
-                        self.num_timesteps,
-                        "terminal_observation",
-                        env_index,
-                    )
-                    terminal_rows.append(TerminalRow(self.rollout_buffer.pos, env_index, last))
-        self.rollout_buffer.add(
-            self._last_obs,  # type: ignore[arg-type]
-            decision,
-            rewards,
-            self._last_episode_starts,  # type: ignore[arg-type]
-            dones & ~truncated,
-            truncated,
-            terminal_rows,
-        )
-        self._last_obs = new_obs
-        self._last_episode_starts = dones
-        self.skill_state = decision.state
-
-    # ------------------------------------------------------------------ updating
-
-    def train(self) -> None:
-        """One synchronised update (called by ``learn``)."""
-        self.sync_update()
 
     def _return_settings(self) -> ReturnSettings:
         return ReturnSettings(

@@ -13,9 +13,7 @@ from hmasd_sb3.sync import SyncGate
 from hmasd_sb3.type_aliases import CoordinatorBatch, SegmentEnd, UpdateStats
 
 
-def log_rollout(
-    logger: Logger, policy: HMASDPolicy, buffer: SkillRolloutBuffer, gate: SyncGate, rewards: RewardStats
-) -> None:
+def log_rollout(logger: Logger, policy: HMASDPolicy, buffer: SkillRolloutBuffer, gate: SyncGate, rewards: RewardStats) -> None:
     """Groups ``sync/``, ``reward/`` and ``skills/``, from a complete and evaluated rollout."""
     logger.record("sync/samples_collected", gate.samples_collected)
     logger.record("sync/collection_time", gate.collection_time)

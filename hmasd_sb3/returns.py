@@ -34,9 +34,9 @@ def generalized_advantages(
     _require_shape("values", values, rewards.shape)
     _require_shape("next_values", next_values, rewards.shape)
     _require_shape("episode_ends", episode_ends, rewards.shape[:2])
-    deltas = rewards + gamma * next_values - values
+    deltas: Array = rewards + gamma * next_values - values
     discounts = gamma * gae_lambda * (1.0 - episode_ends[..., None].astype(rewards.dtype))
-    advantages = np.empty_like(deltas)
+    advantages: Array = np.empty_like(deltas)
     running = np.zeros_like(deltas[0])
     for step in range(len(deltas) - 1, -1, -1):
         running = deltas[step] + discounts[step] * running

@@ -102,13 +102,11 @@ def _fill_low_level(
         return th.from_numpy(array).to(device)
 
     def in_reward_units(values: th.Tensor) -> np.ndarray:
-        return norm.denormalize(values).cpu().numpy() + np.float32(offset)  # type: ignore[no-any-return]
+        return norm.denormalize(values).cpu().numpy() + np.float32(offset)
 
     state = tensor(buffer.observations["state"]).to(th.float32)
     team_skill, agent_skills = tensor(buffer.team_skill), tensor(buffer.agent_skills)
-    values, before, after = critic.rollout(
-        state[:-1], team_skill, agent_skills, critic_hidden, tensor(buffer.episode_starts)
-    )
+    values, before, after = critic.rollout(state[:-1], team_skill, agent_skills, critic_hidden, tensor(buffer.episode_starts))
     buffer.values[:] = in_reward_units(values)
     buffer.critic_hidden = before
     next_values = np.empty_like(buffer.values)
@@ -140,7 +138,7 @@ def _fill_high_level(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings: 
     def values_of(state: np.ndarray, obs: np.ndarray) -> np.ndarray:
         states = th.from_numpy(state).to(device, th.float32)
         observations = th.from_numpy(obs).to(device, th.float32).flatten(2)
-        return norm.denormalize(policy.coordinator.values(states, observations)).cpu().numpy()  # type: ignore[no-any-return]
+        return norm.denormalize(policy.coordinator.values(states, observations)).cpu().numpy()
 
     state, obs = buffer.observations["state"], buffer.observations["obs"]
     assigned, values = buffer.assigned, buffer.skill_values

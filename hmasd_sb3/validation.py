@@ -104,7 +104,7 @@ def resolve_batch_size(batch_size: int | None, n_steps: int, n_envs: int) -> int
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """" Did you mean ...?" with the closest known name, or an empty string."""
+    """ " Did you mean ...?" with the closest known name, or an empty string."""
     close = get_close_matches(name, known, n=1, cutoff=0.4)
     return f" Did you mean {close[0]!r}?" if close else ""
 

@@ -51,9 +51,7 @@ class RandomTeam(gym.Env[dict[str, np.ndarray], np.ndarray]):
         if kind == "masked":
             self.observation_space.spaces["action_mask"] = spaces.MultiBinary((n_agents, 3))
         self.action_space: spaces.Space[Any] = (
-            spaces.Box(-2.0, 1.0, (n_agents, 2), np.float32)
-            if kind == "continuous"
-            else spaces.MultiDiscrete([3] * n_agents)
+            spaces.Box(-2.0, 1.0, (n_agents, 2), np.float32) if kind == "continuous" else spaces.MultiDiscrete([3] * n_agents)
         )
         self.illegal_actions = 0
 
@@ -68,7 +66,9 @@ class RandomTeam(gym.Env[dict[str, np.ndarray], np.ndarray]):
             obs["action_mask"] = self.mask = mask
         return obs
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         super().reset(seed=seed)
         return self._observe(), {}
 

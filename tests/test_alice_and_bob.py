@@ -48,9 +48,7 @@ def flags(observation: np.ndarray) -> list[float]:
 # ---- the rules
 
 
-@pytest.mark.parametrize(
-    ("action", "end"), [(UP, (3, 2)), (DOWN, (3, 4)), (LEFT, (2, 3)), (RIGHT, (4, 3)), (STAY, (3, 3))]
-)
+@pytest.mark.parametrize(("action", "end"), [(UP, (3, 2)), (DOWN, (3, 4)), (LEFT, (2, 3)), (RIGHT, (4, 3)), (STAY, (3, 3))])
 def test_moves(action: int, end: tuple[int, int]) -> None:
     game = placed((3, 3), (5, 5), allow_stay=True)
     observations = act(game, action, STAY)[0]

@@ -12,7 +12,7 @@ from hmasd_sb3.type_aliases import SegmentEnd
 def filled(**kwargs):
     """A model whose buffer holds one complete rollout that was not learnt from yet."""
     model = make_model(**kwargs)
-    total, callback = model._setup_learn(1000)
+    _, callback = model._setup_learn(1000)
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     return model
 

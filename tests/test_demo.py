@@ -101,9 +101,7 @@ class TestCompleteRun:
         if summary["success_rate"] < 0.95:
             assert "does not solve the game" in out
 
-    def test_game_without_success_pictures_or_evaluations(
-        self, in_tmp: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_game_without_success_pictures_or_evaluations(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = [*SMALL, "--env", f"{__name__}:BlindGame", "--eval-freq", "100000", "--out", "here"]
         assert demo.main(arguments) == 0
         summary = json.loads(Path("here/summary.json").read_text(encoding="utf-8"))
@@ -124,14 +122,18 @@ class TestCompleteRun:
             demo.main([*SMALL, "--out", str(out)])
         assert (out / "model.zip").read_text() == "precious"
 
-    def test_runs_of_the_same_second_get_folders_of_their_own(
-        self, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_runs_of_the_same_second_get_folders_of_their_own(self, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo.time, "strftime", lambda _: "20300101-000000")
         settings = demo._parse(["--env", "some.module:game"])
         folders = [demo._make_folder(settings).name for _ in range(3)]
         assert folders[0] == "some.module-game-seed0-20300101-000000"
         assert len(set(folders)) == 3
+
+    def test_missing_package_is_named_before_any_work(self, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "imageio", None)
+        with pytest.raises(SystemExit, match=r'needs the package "imageio".*pip install "hmasd-sb3\[demo\]"'):
+            demo.main(SMALL)
+        assert list(in_tmp.iterdir()) == []
 
     @pytest.mark.parametrize("option", ["--n-envs", "--total-timesteps", "--eval-freq", "--eval-episodes"])
     def test_refuses_counts_below_one(self, option: str, capsys: pytest.CaptureFixture[str]) -> None:

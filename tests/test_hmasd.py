@@ -167,9 +167,7 @@ def terminal_value(model, buffer, row, level):
 
 
 def last_value(model, buffer, last_obs, level):
-    return value_at(
-        model, buffer, th.tensor(last_obs["state"]), th.tensor(last_obs["obs"]), 11, list(range(4)), level
-    ).numpy()
+    return value_at(model, buffer, th.tensor(last_obs["state"]), th.tensor(last_obs["obs"]), 11, list(range(4)), level).numpy()
 
 
 def value_at(model, buffer, state, obs, step, envs, level):
@@ -181,7 +179,9 @@ def value_at(model, buffer, state, obs, step, envs, level):
         now = th.tensor(buffer.observations["state"][step, envs])
         inputs = model.policy.critic._inputs(now, zeros, zeros[:, None])
         after = th.gru_cell(
-            inputs, before, *(getattr(model.policy.critic.gru, n) for n in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"))
+            inputs,
+            before,
+            *(getattr(model.policy.critic.gru, n) for n in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")),
         )
         return model.policy.critic.step(state, zeros, zeros[:, None], after)[:, 0]
 
@@ -335,9 +335,7 @@ def test_evaluating_in_the_middle_of_collection_changes_nothing():
 def test_evaluate_policy_runs_on_any_number_of_environments():
     model = make_model()
     for n_envs in (1, 5):
-        returns, lengths = evaluate_policy(
-            model, VecMonitor(random_team_vec_env(n_envs)), 7, return_episode_rewards=True
-        )
+        returns, lengths = evaluate_policy(model, VecMonitor(random_team_vec_env(n_envs)), 7, return_episode_rewards=True)
         assert len(returns) == len(lengths) == 7
 
 
@@ -468,14 +466,14 @@ def test_bad_hyperparameters_are_refused_by_name(kwargs, message):
 
 
 def test_unknown_policy_names_the_known_ones():
-    with pytest.raises(ValueError, match="Policy 'MlpPolcy' is unknown.*Did you mean 'MlpPolicy'"):
+    with pytest.raises(ValueError, match=r"Policy 'MlpPolcy' is unknown.*Did you mean 'MlpPolicy'"):
         HMASD("MlpPolcy", random_team_vec_env())
     with pytest.raises(ValueError, match="subclass of HMASDPolicy"):
         HMASD(PPO.policy_aliases["MlpPolicy"], random_team_vec_env())
 
 
 def test_an_environment_that_is_no_team_is_refused():
-    with pytest.raises(ValueError, match="TeamEnv|team"):
+    with pytest.raises(ValueError, match=r"TeamEnv|team"):
         HMASD("MlpPolicy", "CartPole-v1")
 
 
@@ -536,7 +534,7 @@ def test_a_ruined_model_is_not_saved_over_a_good_one(tmp_path):
     good = path.read_bytes()
     with th.no_grad():
         next(model.policy.actor.parameters())[0] = float("nan")
-    with pytest.raises(NonFiniteError, match="actor.*not saved"):
+    with pytest.raises(NonFiniteError, match=r"actor.*not saved"):
         model.save(path)
     assert path.read_bytes() == good
 

@@ -276,9 +276,7 @@ class TestOptionalPackages:
         with pytest.raises(ImportError, match=r'Doing it needs .*no_such_package.*pip install "hmasd-sb3\[demo\]"'):
             import_optional("no_such_package.part", purpose="Doing it", extra="demo")
 
-    def test_errors_inside_an_installed_package_are_its_own(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_errors_inside_an_installed_package_are_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "broken_package.py").write_text("import something_that_is_missing\n")
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(ModuleNotFoundError, match="something_that_is_missing"):

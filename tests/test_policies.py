@@ -341,9 +341,7 @@ def test_policy_saves_and_loads_on_its_own(tmp_path):
     model.policy.save(path)
     loaded = HMASDPolicy.load(path, device="cpu")
     obs = batch_of(model, 4)
-    np.testing.assert_array_equal(
-        model.policy.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0]
-    )
+    np.testing.assert_array_equal(model.policy.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
     assert loaded.skill_interval == 3
 
 

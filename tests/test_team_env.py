@@ -142,9 +142,7 @@ def test_discriminator_views_are_optional() -> None:
     team = TeamEnv(alice_and_bob())
     observation, _ = team.reset(seed=0)
     for index, agent in enumerate(team.possible_agents):
-        np.testing.assert_array_equal(
-            observation["discriminator_obs"][index], team.parallel_env.discriminator_obs(agent)
-        )
+        np.testing.assert_array_equal(observation["discriminator_obs"][index], team.parallel_env.discriminator_obs(agent))
     np.testing.assert_array_equal(observation["discriminator_state"], team.parallel_env.discriminator_state())
 
 

@@ -36,9 +36,7 @@ def draw_frame(world: World, cells: CellArray, collected: BoolArray) -> NDArray[
     image = Image.fromarray(_floor(world.size)).copy()
     draw = ImageDraw.Draw(image)
     for index, colour in enumerate(COLOURS):
-        _draw_button(
-            draw, _centre(world, int(world.buttons[index])), colour, bool((cells == world.buttons[index]).any())
-        )
+        _draw_button(draw, _centre(world, int(world.buttons[index])), colour, bool((cells == world.buttons[index]).any()))
         _draw_diamond(draw, _centre(world, int(world.diamonds[index])), colour, bool(collected[index]))
     _draw_agents(draw, world, cells)
     edge = (world.size + 1) * CELL_PIXELS

@@ -61,9 +61,7 @@ def draw_frame(picture: npt.NDArray[np.uint8], caption: Caption, agent_names: tu
     :raises ValueError: if the picture has another shape or type
     """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(
-            f"a rendered picture must be uint8 of shape (height, width, 3), got {picture.dtype} {picture.shape}"
-        )
+        raise ValueError(f"a rendered picture must be uint8 of shape (height, width, 3), got {picture.dtype} {picture.shape}")
     image = _enlarge(Image.fromarray(picture))
     font = ImageFont.load_default(_FONT_SIZE)
     rows = _chip_rows(caption, agent_names, image.width - 2 * _MARGIN, font)
@@ -97,9 +95,7 @@ def _chip_rows(caption: Caption, agent_names: tuple[str, ...], width: int, font:
         return []
     team_skill, agent_skills = caption.skills
     labels = [("team skill Z", team_skill, TEAM_SKILL_COLOURS)]
-    labels += [
-        (f"{name}  z", skill, AGENT_SKILL_COLOURS) for name, skill in zip(agent_names, agent_skills, strict=True)
-    ]
+    labels += [(f"{name}  z", skill, AGENT_SKILL_COLOURS) for name, skill in zip(agent_names, agent_skills, strict=True)]
     rows: list[list[_Chip]] = [[]]
     used = 0
     for name, skill, colours in labels:

@@ -28,9 +28,7 @@ class ReportingEvalCallback(EvalCallback):
     :param log_path: folder for ``evaluations.npz``
     """
 
-    def __init__(
-        self, eval_env: VecEnv, stop: StopRequest, *, n_eval_episodes: int, eval_freq: int, log_path: str
-    ) -> None:
+    def __init__(self, eval_env: VecEnv, stop: StopRequest, *, n_eval_episodes: int, eval_freq: int, log_path: str) -> None:
         super().__init__(
             eval_env,
             n_eval_episodes=n_eval_episodes,

@@ -43,9 +43,7 @@ def wilson_interval(n_successes: int, n_episodes: int, z: float = 1.96) -> tuple
     :raises ValueError: unless ``0 <= n_successes <= n_episodes`` and ``n_episodes >= 1``
     """
     if n_episodes < 1 or not 0 <= n_successes <= n_episodes:
-        raise ValueError(
-            f"0 <= n_successes <= n_episodes and n_episodes >= 1 must hold, got {n_successes} of {n_episodes}"
-        )
+        raise ValueError(f"0 <= n_successes <= n_episodes and n_episodes >= 1 must hold, got {n_successes} of {n_episodes}")
     rate = n_successes / n_episodes
     centre = rate + z**2 / (2 * n_episodes)
     margin = z * sqrt(rate * (1 - rate) / n_episodes + z**2 / (4 * n_episodes**2))
@@ -116,9 +114,7 @@ def _draw(axes: Any, curve: _Curve, title: str | None) -> None:
     label = "success rate" if curve.is_success else "mean return"
     axes.plot(curve.timesteps, curve.mean, color=_LINE_COLOUR, marker="o", markersize=4, linewidth=1.8, label=label)
     if curve.is_success:
-        axes.axhline(
-            SUCCESS_TARGET, color=_TARGET_COLOUR, linestyle="--", linewidth=1, label=f"target {SUCCESS_TARGET:g}"
-        )
+        axes.axhline(SUCCESS_TARGET, color=_TARGET_COLOUR, linestyle="--", linewidth=1, label=f"target {SUCCESS_TARGET:g}")
         axes.set_ylim(-0.03, 1.05)
         axes.yaxis.set_major_locator(ticker.MultipleLocator(0.2))
     axes.set_xlim(left=0)

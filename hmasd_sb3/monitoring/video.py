@@ -269,8 +269,6 @@ def _let_go(venv: VecEnv, keeper: _KeepLastPicture | None) -> None:
 
 def _as_picture(rendered: Any) -> npt.NDArray[np.uint8]:
     if rendered is None:
-        raise ValueError(
-            'the environment rendered nothing: it must be made with render_mode="rgb_array" and implement it'
-        )
+        raise ValueError('the environment rendered nothing: it must be made with render_mode="rgb_array" and implement it')
     # Copied, since some games draw each picture into the same array.
     return np.array(rendered, dtype=np.uint8)

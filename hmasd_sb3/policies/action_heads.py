@@ -38,15 +38,11 @@ class ActionHead(nn.Module, ABC):
     """Turns features of an agent into actions, log-probabilities and entropies."""
 
     @abstractmethod
-    def act(
-        self, features: th.Tensor, mask: th.Tensor | None, deterministic: bool
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def act(self, features: th.Tensor, mask: th.Tensor | None, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
         """(R, H), optional (R, n_actions) bool -> actions (R, *A), log-probabilities (R,)."""
 
     @abstractmethod
-    def evaluate(
-        self, features: th.Tensor, actions: th.Tensor, mask: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def evaluate(self, features: th.Tensor, actions: th.Tensor, mask: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
         """(..., H), (..., *A) -> log-probabilities (...), entropies (...)."""
 
 
@@ -70,9 +66,7 @@ class CategoricalHead(ActionHead):
         actions = sample_categorical(log_probs, deterministic)
         return actions, gather_log_prob(log_probs, actions)
 
-    def evaluate(
-        self, features: th.Tensor, actions: th.Tensor, mask: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def evaluate(self, features: th.Tensor, actions: th.Tensor, mask: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
         """See base class."""
         log_probs = self.log_probs(features, mask)
         return gather_log_prob(log_probs, actions), categorical_entropy(log_probs)
@@ -101,9 +95,7 @@ class GaussianHead(ActionHead):
         actions = mean if deterministic else mean + self.log_std.exp() * th.randn_like(mean)
         return actions, self._log_prob(mean, actions)
 
-    def evaluate(
-        self, features: th.Tensor, actions: th.Tensor, mask: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def evaluate(self, features: th.Tensor, actions: th.Tensor, mask: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
         """See base class."""
         log_probs = self._log_prob(self.mean(features), actions)
         entropy = (self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)).sum()

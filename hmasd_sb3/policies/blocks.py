@@ -45,7 +45,8 @@ def orthogonal_gru(n_in: int, hidden_size: int) -> nn.GRU:
 
 def gru_step(gru: nn.GRU, inputs: th.Tensor, hidden: th.Tensor) -> th.Tensor:
     """One step of a one-layer GRU without the sequence machinery: (R, n_in), (R, H) -> (R, H)."""
-    return th.gru_cell(inputs, hidden, gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0)
+    w_ih, w_hh, b_ih, b_hh = gru.all_weights[0]
+    return th.gru_cell(inputs, hidden, w_ih, w_hh, b_ih, b_hh)
 
 
 class Attention(nn.Module):
@@ -81,7 +82,8 @@ class Attention(nn.Module):
             attn_mask=mask,
         )
         # from (R, heads, Q, size) to (R, Q, heads * size)
-        return self.output(mixed.transpose(1, 2).reshape(rows, n_query, width))
+        joined: th.Tensor = self.output(mixed.transpose(1, 2).reshape(rows, n_query, width))
+        return joined
 
 
 def causal_mask(n_tokens: int, device: th.device) -> th.Tensor:

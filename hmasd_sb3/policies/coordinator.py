@@ -94,7 +94,8 @@ class _EncoderBlock(nn.Module):
 
     def forward(self, tokens: th.Tensor) -> th.Tensor:
         tokens = self.norm_attention(tokens + self.attention(tokens, tokens))
-        return self.norm_mlp(tokens + self.mlp(tokens))
+        mixed: th.Tensor = self.norm_mlp(tokens + self.mlp(tokens))
+        return mixed
 
 
 class _DecoderBlock(nn.Module):
@@ -110,7 +111,8 @@ class _DecoderBlock(nn.Module):
     def forward(self, tokens: th.Tensor, encoded: th.Tensor, mask: th.Tensor) -> th.Tensor:
         tokens = self.norm_self(tokens + self.self_attention(tokens, tokens, mask))
         tokens = self.norm_cross(encoded + self.cross_attention(encoded, tokens, mask))
-        return self.norm_mlp(tokens + self.mlp(tokens))
+        mixed: th.Tensor = self.norm_mlp(tokens + self.mlp(tokens))
+        return mixed
 
 
 class TransformerCoordinator(SkillCoordinator):
@@ -151,7 +153,7 @@ class TransformerCoordinator(SkillCoordinator):
 
     def _encode(self, state: th.Tensor, obs: th.Tensor) -> th.Tensor:
         """(R, S), (R, N, O) -> (R, 1+N, W)."""
-        tokens = th.cat([self.embed_state(state).unsqueeze(1), self.embed_obs(obs)], dim=1)
+        tokens: th.Tensor = th.cat([self.embed_state(state).unsqueeze(1), self.embed_obs(obs)], dim=1)
         tokens = self.norm_tokens(tokens)
         for block in self.encoder:
             tokens = block(tokens)
@@ -167,7 +169,7 @@ class TransformerCoordinator(SkillCoordinator):
         start = self.start_symbol.expand(encoded.shape[0], 1, -1)
         symbols = th.cat([start, self.embed_team_skill(team_skill), self.embed_agent_skill(agent_skills)], dim=1)
         length = symbols.shape[1]
-        tokens = self.norm_symbols(symbols)
+        tokens: th.Tensor = self.norm_symbols(symbols)
         mask = causal_mask(length, encoded.device)
         for block in self.decoder:
             tokens = block(tokens, encoded[:, :length], mask)

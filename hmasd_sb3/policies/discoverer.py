@@ -104,9 +104,7 @@ class RecurrentCritic(nn.Module):
         values = self.value(self.norm(hidden))
         return values.expand(*values.shape[:-1], self.n_agents)  # type: ignore[no-any-return]
 
-    def step(
-        self, state: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor, hidden: th.Tensor
-    ) -> th.Tensor:
+    def step(self, state: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor, hidden: th.Tensor) -> th.Tensor:
         """Values one step further on: (R, S), (R,), (R, N), (R, H) -> (R, N), normalised units."""
         return self._values(gru_step(self.gru, self._inputs(state, team_skill, agent_skills), hidden))
 
@@ -136,9 +134,7 @@ class RecurrentCritic(nn.Module):
         stacked = th.stack(after)
         return self._values(stacked), th.stack(before), stacked
 
-    def evaluate(
-        self, state: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor, hidden: th.Tensor
-    ) -> th.Tensor:
+    def evaluate(self, state: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor, hidden: th.Tensor) -> th.Tensor:
         """Chunks: (L, R, S), (L, R), (L, R, N), (R, H) -> values (L, R, N), normalised units."""
         outputs, _ = self.gru(self._inputs(state, team_skill, agent_skills), hidden.unsqueeze(0))
         return self._values(outputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch as th
 from gymnasium import spaces
 from torch import nn
@@ -27,8 +29,8 @@ class SkillDiscriminators(nn.Module):
 
     def __init__(
         self,
-        state_space: spaces.Space,
-        obs_space: spaces.Space,
+        state_space: spaces.Space[Any],
+        obs_space: spaces.Space[Any],
         n_team_skills: int,
         n_agent_skills: int,
         hidden_size: int,
@@ -78,9 +80,9 @@ class SkillDiscriminators(nn.Module):
         return discriminator_loss(team, batch.team_skill), discriminator_loss(agents, batch.agent_skills)
 
 
-def _first_agent(space: spaces.Space) -> spaces.Space:
+def _first_agent(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """Space of one agent inside a space whose first axis counts agents; bounds of all agents taken together."""
     shape = space.shape or ()
     if isinstance(space, spaces.Box):
-        return spaces.Box(space.low.min(axis=0), space.high.max(axis=0), shape[1:], dtype=space.dtype)  # type: ignore[arg-type]
+        return spaces.Box(space.low.min(axis=0), space.high.max(axis=0), shape[1:], dtype=space.dtype)
     return spaces.MultiBinary(shape[1:])

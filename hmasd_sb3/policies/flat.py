@@ -38,10 +38,9 @@ class FlatOptimizer:
     ) -> None:
         self.name = name
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if self.parameters:
-            flat = th.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
-        else:  # a network without parameters (random skills): the optimizer has nothing to do but must exist
-            flat = th.zeros(0)
+        # A network without parameters (random skills) still has an optimizer; it has nothing to do.
+        pieces = [parameter.detach().reshape(-1) for parameter in self.parameters]
+        flat = th.cat(pieces) if pieces else th.zeros(0)
         self.vector = nn.Parameter(flat)
         self.gradient = th.zeros_like(flat)
         offset = 0

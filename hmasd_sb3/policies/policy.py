@@ -48,8 +48,8 @@ class HMASDPolicy(BasePolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         skill_interval: int = 50,
         n_team_skills: int = 2,
@@ -68,9 +68,7 @@ class HMASDPolicy(BasePolicy):
         assert isinstance(observation_space, spaces.Dict)
         if optimizer_kwargs is None:
             optimizer_kwargs = {"eps": 1e-5} if optimizer_class is th.optim.Adam else {}
-        super().__init__(
-            observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
-        )
+        super().__init__(observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs)
         self.skill_interval = skill_interval
         self.n_team_skills = n_team_skills
         self.n_agent_skills = n_agent_skills
@@ -220,7 +218,8 @@ class HMASDPolicy(BasePolicy):
         clipped = self.unscale_action(np.clip(actions, -1.0, 1.0))
         assert isinstance(self.action_space, spaces.Box)
         # Float rounding of the stretch may step over a bound by one unit in the last place.
-        return np.clip(clipped, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
+        bounded: np.ndarray = np.clip(clipped, self.action_space.low, self.action_space.high)
+        return bounded.astype(self.action_space.dtype)
 
     def predict(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -42,7 +43,7 @@ class TeamSpec:
         return (self.action_dim,) if self.continuous else ()
 
     @classmethod
-    def from_spaces(cls, observation_space: spaces.Space, action_space: spaces.Space) -> TeamSpec:
+    def from_spaces(cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> TeamSpec:
         """Check both spaces against the team convention.
 
         :raises TeamSpaceError: naming the convention broken, the value met and the remedy
@@ -58,7 +59,7 @@ class TeamSpec:
         return cls(n_agents, obs_dim, state_dim, continuous, action_dim, has_mask)
 
 
-def discriminator_space(observation_space: spaces.Dict, which: str) -> spaces.Space:
+def discriminator_space(observation_space: spaces.Dict, which: str) -> spaces.Space[Any]:
     """Space the discriminators look at: the game's own ``discriminator_<which>`` where it has one, else ``<which>``."""
     return observation_space.spaces.get(f"discriminator_{which}", observation_space.spaces[which])
 
@@ -69,7 +70,7 @@ def _require_shape(observation_space: spaces.Dict, key: str, shape: tuple[int, .
         raise TeamSpaceError(f"The observation's {key!r} must have shape {shape} (agents, actions), got {met}.")
 
 
-def _read_observations(space: spaces.Space) -> tuple[int, int, int]:
+def _read_observations(space: spaces.Space[Any]) -> tuple[int, int, int]:
     if not isinstance(space, spaces.Dict):
         raise TeamSpaceError(
             f"HMASD needs a Dict observation with 'obs' (n_agents, ...) and 'state' (state_dim,), got {space}. {_REMEDY}"
@@ -85,7 +86,7 @@ def _read_observations(space: spaces.Space) -> tuple[int, int, int]:
     return obs_shape[0], int(np.prod(obs_shape[1:])), state_shape[0]
 
 
-def _read_actions(space: spaces.Space, n_agents: int) -> tuple[bool, int]:
+def _read_actions(space: spaces.Space[Any], n_agents: int) -> tuple[bool, int]:
     if isinstance(space, spaces.MultiDiscrete):
         if space.nvec.shape != (n_agents,):
             raise TeamSpaceError(

@@ -34,6 +34,5 @@ def as_team_env(env: Any) -> gym.Env[Any, Any]:
         check_team_spaces(env.observation_space, env.action_space)
         return env
     raise TypeError(
-        f"A game must be a PettingZoo ParallelEnv or AECEnv, or a Gymnasium environment over teams; "
-        f"got {type(env).__name__}."
+        f"A game must be a PettingZoo ParallelEnv or AECEnv, or a Gymnasium environment over teams; got {type(env).__name__}."
     )

@@ -153,8 +153,8 @@ class GymVectorTeamVecEnv(VecEnv):
         """
         if "final_obs" not in info:
             raise ValueError(
-                f"{self.vector_env} restarted row {row} without reporting its last observation under infos['final_obs'], "
-                "as AutoresetMode.SAME_STEP demands."
+                f"{self.vector_env} restarted row {row} without reporting its last observation under "
+                "infos['final_obs'], as AutoresetMode.SAME_STEP demands."
             )
         del info["TimeLimit.truncated"]
         last_obs, last_info = info.pop("final_obs"), info.pop("final_info", {})

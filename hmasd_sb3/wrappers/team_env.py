@@ -160,9 +160,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         if self._has_discriminator_obs:
             space_of = getattr(self.parallel_env, "discriminator_obs_space", None)
             if not callable(space_of):
-                raise ValueError(
-                    "the game defines discriminator_obs(agent) but not discriminator_obs_space(agent): add it."
-                )
+                raise ValueError("the game defines discriminator_obs(agent) but not discriminator_obs_space(agent): add it.")
             by_agent = {agent: space_of(agent) for agent in self.possible_agents}
             check_equal_spaces(self.possible_agents, by_agent, "discriminator observation")
             flat = flat_float_box(_checked_box(by_agent[self.possible_agents[0]], "discriminator_obs_space(agent)"))
@@ -193,9 +191,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         if not isinstance(self._agent_spaces.action, spaces.Discrete) or len(without) == self.n_agents:
             return False
         if without:
-            raise ValueError(
-                f"the infos of some agents carry an 'action_mask', but not those of {without}: give it to all."
-            )
+            raise ValueError(f"the infos of some agents carry an 'action_mask', but not those of {without}: give it to all.")
         return True
 
     def _check_all_present(self) -> None:
@@ -268,9 +264,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         try:
             by_agent = {agent: float(rewards[agent]) for agent in self.possible_agents}
         except KeyError as error:
-            raise ValueError(
-                f"the game returned no reward for {error.args[0]!r}; give 0.0 where there is none."
-            ) from None
+            raise ValueError(f"the game returned no reward for {error.args[0]!r}; give 0.0 where there is none.") from None
         if callable(self._reward_rule):
             return float(self._reward_rule(by_agent))
         total = sum(by_agent.values())
@@ -330,9 +324,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
             if INNER_MASK in source:
                 out[index] = checked_array(source[INNER_MASK], shape[1:], np.dtype(np.int8), f"the mask of {agent!r}")
             elif not last:
-                raise ValueError(
-                    f"{agent!r} was given no 'action_mask' this time; the game must give one at every step."
-                )
+                raise ValueError(f"{agent!r} was given no 'action_mask' this time; the game must give one at every step.")
             if not last and not out[index].any():
                 raise ValueError(f"the action mask of {agent!r} allows no action; an agent that is to act needs one.")
         return out

@@ -152,8 +152,7 @@ def _find(env: Any) -> EnvSpec | Factory:
     if callable(env):
         return env  # type: ignore[no-any-return]
     raise TypeError(
-        f"env must be a Gymnasium id, a function that makes a game, or 'package.module:function'; "
-        f"got {type(env).__name__}."
+        f"env must be a Gymnasium id, a function that makes a game, or 'package.module:function'; got {type(env).__name__}."
     )
 
 
@@ -162,9 +161,7 @@ def _find_id(env_id: str) -> EnvSpec:
         return gym.spec(env_id)
     except gym.error.Error as error:
         near = difflib.get_close_matches(env_id, list(registry), n=3, cutoff=0.4)
-        hint = (
-            f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else f"Registered: {sorted(registry)}."
-        )
+        hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else f"Registered: {sorted(registry)}."
         raise ValueError(
             f"{env_id!r} is no registered Gymnasium id. {hint} Import the package that registers it first, or name a "
             "function as 'package.module:function'."
