@@ -54,7 +54,7 @@ class HMASD(SynchronisedAlgorithm):
     :param env: vector environment of teams, a team environment, a PettingZoo parallel game, or a registered id
     :param learning_rate: of coordinator, actor and critic (*schedule*)
     :param n_steps: steps of every environment per update; one synchronised batch is ``n_steps * n_envs``
-    :param batch_size: environment steps per low-level minibatch; must divide the batch. None: half of it
+    :param batch_size: environment steps per low-level minibatch; must divide the batch. None: a quarter of it
     :param n_epochs: passes of actor and critic over a rollout
     :param gamma: discount per environment step at the low level
     :param gae_lambda: GAE factor at both levels
@@ -76,7 +76,9 @@ class HMASD(SynchronisedAlgorithm):
     :param skill_gamma: discount per assignment at the high level
     :param skill_target_kl: as ``target_kl``, for the coordinator
     :param skill_advantage_floor: least divisor when high-level advantages are normalised (team reward units)
-    :param skill_timeout_bootstrap: bootstrap V_h where a time limit cuts an episode off, instead of taking it for an end
+    :param skill_timeout_bootstrap: bootstrap V_h where a time limit cuts an episode off. Off by default: where success ends
+        an episode, running out of time is a failed attempt. Turn it on for games that only a time limit ends. (The low
+        level always bootstraps there.)
     :param skill_at_rollout_end: "continue": a running skill goes on in the next rollout, its tail is no decision to
         learn from; "reassign": new skills at each rollout's start
     :param sequence_length: longest sequence that recurrent gradients run through
@@ -125,7 +127,7 @@ class HMASD(SynchronisedAlgorithm):
         skill_gamma: float = 0.99,
         skill_target_kl: float | None = 0.05,
         skill_advantage_floor: float = 0.1,
-        skill_timeout_bootstrap: bool = True,
+        skill_timeout_bootstrap: bool = False,
         skill_at_rollout_end: str = "continue",
         sequence_length: int = 10,
         critic_chance_offset: bool = True,

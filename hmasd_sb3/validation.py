@@ -85,12 +85,12 @@ def _check_number(name: str, value: Any, holds: Callable[[float], bool], wanted:
 def resolve_batch_size(batch_size: int | None, n_steps: int, n_envs: int) -> int:
     """Environment steps per minibatch.
 
-    :param batch_size: None takes half of the rollout where that is a whole number, else all of it
+    :param batch_size: None takes a quarter of the rollout; half or all of it where that is no whole number
     :raises ValueError: if it does not divide the rollout
     """
     rollout = n_steps * n_envs
     if batch_size is None:
-        return rollout // 2 if rollout % 2 == 0 else rollout
+        return rollout // next(parts for parts in (4, 2, 1) if rollout % parts == 0)
     if not _is_integer(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, or None, got {batch_size!r}.")
     if rollout % batch_size:
