@@ -98,7 +98,7 @@ def test_two_bootstraps_kept_apart_at_one_step_episodes(p_terminate, p_truncate,
     env = DummyVecEnv([lambda: Counting(p_terminate=p_terminate, p_truncate=p_truncate, reward=1.0) for _ in range(3)])
     model = HMASD(
         "MlpPolicy", env, **{**FAST, "normalize_advantage": False, "critic_chance_offset": False, "team_reward_coef": 2.0},
-        gamma=0.9, skill_gamma=0.5, team_diversity_coef=0.0, agent_diversity_coef=0.0,
+        gamma=0.9, skill_gamma=0.5, team_diversity_coef=0.0, agent_diversity_coef=0.0, skill_timeout_bootstrap=True,
     )  # fmt: skip
     constant_critics(model, 3.0, 5.0)
     model.learn(36)
@@ -117,7 +117,8 @@ def test_time_limit_can_be_an_end_at_the_high_level_alone():
 
     env = DummyVecEnv([lambda: Counting(p_terminate=0.0, p_truncate=1.0, reward=1.0) for _ in range(3)])
     kwargs = {**FAST, "normalize_advantage": False, "critic_chance_offset": False, "team_reward_coef": 1.0}
-    model = HMASD("MlpPolicy", env, **kwargs, skill_timeout_bootstrap=False, team_diversity_coef=0, agent_diversity_coef=0)
+    model = HMASD("MlpPolicy", env, **kwargs, team_diversity_coef=0, agent_diversity_coef=0)
+    assert not model.skill_timeout_bootstrap, "the default"
     constant_critics(model, 3.0, 5.0)
     model.learn(36)
     np.testing.assert_allclose(model.rollout_buffer.advantages, 1.0 + 0.99 * 3.0 - 3.0, rtol=1e-5)
@@ -128,7 +129,7 @@ def test_one_agent_one_skill_one_step_is_ppo():
     """N = 1, k = 1, one skill, no intrinsic reward: both levels give PPO's advantages for the same values."""
     model = make_model(
         env_kwargs={"n_agents": 1}, skill_interval=1, n_team_skills=1, n_agent_skills=1, team_reward_coef=1.0,
-        team_diversity_coef=0.0, agent_diversity_coef=0.0, normalize_advantage=False,
+        team_diversity_coef=0.0, agent_diversity_coef=0.0, normalize_advantage=False, skill_timeout_bootstrap=True,
     )  # fmt: skip
     randomise(model)
     _, callback = model._setup_learn(1000)
@@ -234,7 +235,7 @@ def test_chance_offset_moves_the_critics_start_and_no_td_error():
     ("name", "value"),
     [
         ("learning_rate", 1e-5),
-        ("batch_size", 12),
+        ("batch_size", 24),
         ("n_epochs", 3),
         ("gamma", 0.5),
         ("gae_lambda", 0.1),
@@ -256,7 +257,7 @@ def test_chance_offset_moves_the_critics_start_and_no_td_error():
         ("skill_gamma", 0.1),
         ("skill_target_kl", 1e-9),
         ("skill_advantage_floor", 5.0),
-        ("skill_timeout_bootstrap", False),
+        ("skill_timeout_bootstrap", True),
         ("skill_at_rollout_end", "reassign"),
         ("sequence_length", 2),
         ("critic_chance_offset", False),
