@@ -93,8 +93,10 @@ def main() -> None:
         results.append(run(seed, args.total_timesteps, args.every, args.episodes, env_kwargs, **kwargs))
         print(json.dumps(results[-1]), flush=True)
     finals = np.array([result["final"] for result in results])
+    reached = sum(result["first_step_at_target"] is not None for result in results)
     print(
-        f"{(finals >= TARGET).sum()} of {len(finals)} seeds end at {TARGET} or above; mean final success {finals.mean():.3f}"
+        f"{reached} of {len(finals)} seeds reach {TARGET}, {(finals >= TARGET).sum()} end there; "
+        f"mean final success {finals.mean():.3f}"
     )
 
 

@@ -70,7 +70,8 @@ def main() -> None:
         # The best untrained policy counts: a margin over the sampled one alone would be too easy.
         print(
             f"{args.actions}, {kind}: untrained {before.mean():.1f} (seeds {before.min():.1f} to {before.max():.1f}), "
-            f"trained {after.mean():.1f} (seeds {after.min():.1f} to {after.max():.1f}), margin {after.mean() - before.mean():.1f}, "
+            f"trained {after.mean():.1f} (seeds {after.min():.1f} to {after.max():.1f}), "
+            f"margin {after.mean() - before.mean():.1f}, "
             f"spread over seeds {max(np.ptp(before), np.ptp(after)):.1f}"
         )
 

@@ -517,7 +517,7 @@ def test_nan_names_environment_and_step_and_nothing_is_learnt(what, ends):
 
 
 def test_nan_in_a_loss_names_the_network_and_keeps_the_parameters():
-    model = make_model()
+    model = make_model(batch_size=48)
     _, callback = model._setup_learn(1000)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 12)
     before = parameters_of(model)
