@@ -24,7 +24,7 @@ from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.cycle import SynchronisedAlgorithm
 from hmasd_sb3.policies.policy import NETWORKS, HMASDPolicy
 from hmasd_sb3.policies.spec import TeamSpec
-from hmasd_sb3.reporting import log_rollout, log_update
+from hmasd_sb3.reporting import InertTeamSkillWatch, log_rollout, log_update
 from hmasd_sb3.rollouts import ReturnSettings, evaluate_rollout
 from hmasd_sb3.saving import check_is_ours, check_parameters_finite, save_atomically
 from hmasd_sb3.schedules import ExponentialSchedule
@@ -250,6 +250,7 @@ class HMASD(SynchronisedAlgorithm):
         if self.skill_state is None or len(self.skill_state.team_skill) != self.n_envs:
             self.skill_state = self.policy.initial_skill_state(self.n_envs)
         self._critic_hidden = th.zeros(self.n_envs, self.policy.hidden_size, device=self.device)
+        self._inert_watch = InertTeamSkillWatch()
 
     def scheduled(self, name: str) -> float:
         """Value in force now of a hyperparameter that takes a schedule."""
@@ -269,7 +270,9 @@ class HMASD(SynchronisedAlgorithm):
         self._critic_hidden, reward_stats = evaluate_rollout(
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
         )
-        log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats)
+        report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats)
+        if self.n_team_skills > 1 and self.scheduled("team_diversity_coef") > 0.0:
+            self._inert_watch.look(report)
         self.policy.set_training_mode(True)
         stats = {
             "coordinator": self._update_coordinator(),
@@ -354,7 +357,7 @@ class HMASD(SynchronisedAlgorithm):
     # ------------------------------------------------------------------ saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_gate", "_schedules", "_critic_hidden"]
+        return [*super()._excluded_save_params(), "_gate", "_schedules", "_critic_hidden", "_inert_watch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"policy.{network}_optimizer" for network in NETWORKS)], []

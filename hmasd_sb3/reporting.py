@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
@@ -13,8 +15,13 @@ from hmasd_sb3.sync import SyncGate
 from hmasd_sb3.type_aliases import CoordinatorBatch, SegmentEnd, UpdateStats
 
 
-def log_rollout(logger: Logger, policy: HMASDPolicy, buffer: SkillRolloutBuffer, gate: SyncGate, rewards: RewardStats) -> None:
-    """Groups ``sync/``, ``reward/`` and ``skills/``, from a complete and evaluated rollout."""
+def log_rollout(
+    logger: Logger, policy: HMASDPolicy, buffer: SkillRolloutBuffer, gate: SyncGate, rewards: RewardStats
+) -> dict[str, float]:
+    """Groups ``sync/``, ``reward/`` and ``skills/``, from a complete and evaluated rollout.
+
+    :return: the ``skills/`` group
+    """
     logger.record("sync/samples_collected", gate.samples_collected)
     logger.record("sync/collection_time", gate.collection_time)
     logger.record("sync/contribution_balance", gate.contribution_balance)
@@ -23,8 +30,10 @@ def log_rollout(logger: Logger, policy: HMASDPolicy, buffer: SkillRolloutBuffer,
             logger.record(f"sync/segment_ends_{reason.name.lower()}", int((buffer.segment_ends == reason).sum()))
     for name, value in rewards._asdict().items():
         logger.record(f"reward/{name}", value)
-    for name, value in skill_report(policy, buffer).items():
+    report = skill_report(policy, buffer)
+    for name, value in report.items():
         logger.record(f"skills/{name}", value)
+    return report
 
 
 def log_update(logger: Logger, policy: HMASDPolicy, stats: dict[str, UpdateStats], gate: SyncGate) -> None:
@@ -87,3 +96,29 @@ def team_skill_information(policy: HMASDPolicy, batch: CoordinatorBatch, max_row
         joint.append(log_probs.sum(dim=1))
     chosen = th.stack(given, dim=1).gather(1, batch.team_skill[:max_rows].unsqueeze(1)).squeeze(1)
     return float((chosen - th.stack(joint, dim=1).logsumexp(dim=1)).mean())
+
+
+class InertTeamSkillWatch:
+    """Warns once when the team skill has long made no difference.
+
+    :param patience: updates in a row before the warning
+    """
+
+    def __init__(self, patience: int = 50) -> None:
+        self.patience = patience
+        self.inert_updates = 0
+
+    def look(self, report: dict[str, float]) -> None:
+        """Take in one update's ``skills/`` group (see :func:`skill_report`)."""
+        guessed = report["team_accuracy"] < 1.1 * report["team_chance"]
+        inert = guessed and report.get("team_skill_information", 0.0) < 0.01
+        self.inert_updates = self.inert_updates + 1 if inert else 0
+        if self.inert_updates == self.patience:
+            warnings.warn(
+                f"For {self.patience} updates the team skill has changed nothing: its discriminator guesses (accuracy "
+                f"{report['team_accuracy']:.2f}, chance {report['team_chance']:.2f}) and the agents' skills do not depend on "
+                "it. Individual skills may still do the work. Otherwise raise team_diversity_coef, let the game offer "
+                "'discriminator_state', or set n_team_skills=1.",
+                UserWarning,
+                stacklevel=2,
+            )
