@@ -33,18 +33,26 @@ class Evaluations(BaseCallback):
         self.env, self.every, self.n_episodes = env, every, n_episodes
         self.history: list[tuple[int, float]] = []
         self.seconds = 0.0
+        self.ratio_deviation = {"actor": 0.0, "coordinator": 0.0}
+        self.most_timers = 0
 
     def success(self, deterministic: bool = True) -> float:
         start = time.perf_counter()
         # The return of an episode is 1 on success and 0 otherwise.
         mean, _ = evaluate_policy(self.model, self.env, self.n_episodes, deterministic=deterministic, warn=False)
         self.seconds += time.perf_counter() - start
-        return float(mean)
+        return round(float(mean), 3)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
+        # What the update before this rollout logged: how far its very first PPO ratios were from 1.
+        for network, largest in self.ratio_deviation.items():
+            logged = self.logger.name_to_value.get(f"sync/{network}_first_ratio_deviation", 0.0)
+            self.ratio_deviation[network] = max(largest, float(logged))
+        # Environments whose episodes ended at different times have different skill timers.
+        self.most_timers = max(self.most_timers, len(np.unique(self.model.skill_state.steps_left)))
         if self.num_timesteps >= self.every * (len(self.history) + 1):
             self.history.append((self.num_timesteps, self.success()))
 
@@ -68,6 +76,8 @@ def run(
         "final_sampled": evaluations.success(deterministic=False),
         "seconds": round(seconds, 1),
         "steps_per_second": round(model.num_timesteps / seconds),
+        "largest_first_ratio_deviation": evaluations.ratio_deviation,
+        "most_different_skill_timers": evaluations.most_timers,
         "history": history,
     }
 

@@ -78,6 +78,8 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         assert self.skill_state is not None
         if self.skill_at_rollout_end == "reassign":
             self.skill_state = self.skill_state._replace(steps_left=np.zeros_like(self.skill_state.steps_left))
+        assert isinstance(self._last_obs, dict)
+        check_transition(self._last_obs, None, self.num_timesteps)  # a reset may have come just before
         callback.on_rollout_start()
         while not self.should_sync_update():
             decision = self.decide()

@@ -516,6 +516,14 @@ def test_nan_names_environment_and_step_and_nothing_is_learnt(what, ends):
     assert same(parameters_of(model), before)
 
 
+def test_nan_in_the_first_observation_is_refused():
+    model = make_model()
+    _, callback = model._setup_learn(1000)
+    model._last_obs["state"][2, 1] = np.nan
+    with pytest.raises(InvalidTransitionError, match="Environment 2 returned NaN or infinity in observation 'state'"):
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, 12)
+
+
 def test_nan_in_a_loss_names_the_network_and_keeps_the_parameters():
     model = make_model(batch_size=48)
     _, callback = model._setup_learn(1000)
