@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -96,7 +95,10 @@ def main() -> None:
     kwargs = paper_settings("alice_and_bob", N_ENVS) if args.settings == "paper" else {}
     for assignment in args.set:
         name, value = assignment.split("=", 1)
-        kwargs[name] = yaml.safe_load(value)
+        try:
+            kwargs[name] = json.loads(value)
+        except json.JSONDecodeError:  # a plain word such as reassign
+            kwargs[name] = value
     env_kwargs = {"allow_stay": True} if args.allow_stay else {}
     results = []
     for seed in args.seeds:

@@ -21,12 +21,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from hmasd_sb3 import HMASD, make_team_vec_env
 
 SETTINGS: dict[str, Any] = {
-    # Dense rewards and episodes of 25 steps: the team reward belongs into the low level, skills last five steps.
+    # Episodes of 25 steps: skills last five of them. Rewards are dense, so diversity need not lead the way.
     "n_steps": 100,
     "skill_interval": 5,
     "n_team_skills": 2,
     "n_agent_skills": 3,
-    "team_reward_coef": 1.0,
     "team_diversity_coef": 0.01,
     "agent_diversity_coef": 0.01,
 }

@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from hmasd_sb3.normalization import to_float
 from hmasd_sb3.sync import SyncError, SyncGate
 from hmasd_sb3.type_aliases import (
     ActorBatch,
@@ -74,13 +75,15 @@ class SkillRolloutBuffer:
         self.assigned = np.zeros(rows, dtype=bool)
         self.skill_log_probs = np.zeros((n_steps, n_envs, 1 + n_agents), dtype=np.float32)
         self.segment_ends = np.zeros(rows, dtype=np.int8)
-        # Filled once the rollout is complete, by the algorithm.
+        # Filled once the rollout is complete, by the algorithm; values in reward units, outputs in the network's own.
         self.agent_rewards = np.zeros(agents, dtype=np.float32)
         self.values = np.zeros(agents, dtype=np.float32)
+        self.value_outputs = np.zeros(agents, dtype=np.float32)
         self.advantages = np.zeros(agents, dtype=np.float32)
         self.returns = np.zeros(agents, dtype=np.float32)
         self.critic_hidden: th.Tensor | None = None
         self.skill_values = np.zeros((n_steps, n_envs, 1 + n_agents), dtype=np.float32)
+        self.skill_value_outputs = np.zeros_like(self.skill_values)
         self.skill_advantages = np.zeros_like(self.skill_values)
         self.skill_returns = np.zeros_like(self.skill_values)
         self.terminal_rows: list[TerminalRow] = []
@@ -247,7 +250,7 @@ class SkillRolloutBuffer:
         for index, real in self._chunk_minibatches(length, batch_size, rng):
             skills, actions, log_probs, advantages = (gather(store, index) for store in stores)
             yield ActorBatch(
-                gather(obs, index).to(th.float32),
+                to_float(gather(obs, index)),
                 skills,
                 hidden[index[0]].flatten(0, 1),
                 actions,
@@ -263,11 +266,11 @@ class SkillRolloutBuffer:
         state, team_skill, agent_skills = (
             self.flat_tensor(a) for a in (self.observations["state"][:-1], self.team_skill, self.agent_skills)
         )
-        values, returns = self.flat_tensor(self.values), self.flat_tensor(self.returns)
+        values, returns = self.flat_tensor(self.value_outputs), self.flat_tensor(self.returns)
         hidden = self.critic_hidden.flatten(0, 1)
         for index, real in self._chunk_minibatches(length, batch_size, rng):
             yield CriticBatch(
-                state[index].to(th.float32),
+                to_float(state[index]),
                 team_skill[index],
                 agent_skills[index],
                 hidden[index[0]],
@@ -287,12 +290,12 @@ class SkillRolloutBuffer:
             return th.from_numpy(array[rows]).to(self.device)
 
         return CoordinatorBatch(
-            select(self.observations["state"][:-1]).to(th.float32),
-            select(self.observations["obs"][:-1]).flatten(2).to(th.float32),
+            to_float(select(self.observations["state"][:-1])),
+            to_float(select(self.observations["obs"][:-1])).flatten(2),
             select(self.team_skill),
             select(self.agent_skills),
             select(self.skill_log_probs),
-            select(self.skill_values),
+            select(self.skill_value_outputs),
             select(self.skill_advantages),
             select(self.skill_returns),
         )

@@ -29,7 +29,16 @@ from hmasd_sb3.validation import check_transition
 class SynchronisedAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm whose every update sees samples of exactly one policy version.
 
-    A person who drives their own environments runs the cycle by hand with the methods that ``learn`` itself uses.
+    A person who drives their own environments runs the cycle by hand with the methods that ``learn`` itself uses::
+
+        model.start_cycle(total_timesteps)          # resets model.env
+        while model.num_timesteps < total_timesteps:
+            model.enable_data_collection()
+            while not model.should_sync_update():
+                decision = model.decide()
+                model.store_step(decision, *model.env.step(model.policy.to_env_actions(decision.actions)))
+            model.disable_data_collection()
+            model.sync_update()
     """
 
     policy: HMASDPolicy  # type: ignore[assignment]
@@ -56,6 +65,13 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
     def disable_data_collection(self) -> None:
         """End the rollout: no sample is accepted until collection is enabled again."""
         self._gate.close()
+
+    def start_cycle(self, total_timesteps: int) -> None:
+        """Get ready to run the cycle by hand: reset environments, counters and logger as ``learn`` does.
+
+        :param total_timesteps: environment steps planned, for the schedules
+        """
+        self._setup_learn(total_timesteps, tb_log_name=type(self).__name__)
 
     @abstractmethod
     def sync_update(self) -> None:
@@ -84,11 +100,9 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         while not self.should_sync_update():
             decision = self.decide()
             new_obs, rewards, dones, infos = env.step(self.policy.to_env_actions(decision.actions))
-            self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
-            continue_training = callback.on_step()
             self.store_step(decision, new_obs, rewards, dones, infos)
-            if not continue_training:
+            callback.update_locals(locals())
+            if not callback.on_step():
                 self.disable_data_collection()
                 return False
         self.disable_data_collection()
@@ -113,7 +127,7 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Put one step of every environment into the rollout and move on to the next observation.
+        """Put one step of every environment into the rollout, count it and move on to the next observation.
 
         :param decision: what :meth:`decide` returned
         :param new_obs: observations after the step, arrays with axis B
@@ -123,6 +137,7 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         :raises InvalidTransitionError: when something is not finite
         :raises SyncError: when the sample may not enter this rollout
         """
+        self.num_timesteps += self.n_envs
         check_transition(new_obs, rewards, self.num_timesteps)
         dones = np.asarray(dones, dtype=bool)
         truncated = np.zeros_like(dones)

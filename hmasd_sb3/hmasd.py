@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, update_learning_rate
@@ -23,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.cycle import SynchronisedAlgorithm
 from hmasd_sb3.policies.policy import NETWORKS, HMASDPolicy
-from hmasd_sb3.policies.spec import TeamSpec
+from hmasd_sb3.policies.spec import TeamSpec, arriving_space
 from hmasd_sb3.reporting import InertTeamSkillWatch, log_rollout, log_update
 from hmasd_sb3.rollouts import ReturnSettings, evaluate_rollout
 from hmasd_sb3.saving import check_is_ours, check_parameters_finite, save_atomically
@@ -38,8 +37,15 @@ from hmasd_sb3.updates import (
     update_critic,
     update_discriminators,
 )
-from hmasd_sb3.validation import SCHEDULED, check_hyperparameters, nearest, resolve_batch_size
-from hmasd_sb3.wrappers import as_team_env
+from hmasd_sb3.validation import (
+    SCHEDULED,
+    check_hyperparameters,
+    check_policy_kwargs,
+    check_scheduled,
+    resolve_batch_size,
+    resolve_policy,
+)
+from hmasd_sb3.wrappers import as_team_vec_env, make_team_vec_env
 
 ROLLOUT_END_MODES = ("continue", "reassign")
 
@@ -54,7 +60,8 @@ class HMASD(SynchronisedAlgorithm):
     :param env: vector environment of teams, a team environment, a PettingZoo parallel game, or a registered id
     :param learning_rate: of coordinator, actor and critic (*schedule*)
     :param n_steps: steps of every environment per update; one synchronised batch is ``n_steps * n_envs``
-    :param batch_size: environment steps per low-level minibatch; must divide the batch. None: a quarter of it
+    :param batch_size: environment steps per low-level minibatch (about: chunks are kept whole); must divide the batch.
+        None: a quarter of it, half or all where that is no whole number
     :param n_epochs: passes of actor and critic over a rollout
     :param gamma: discount per environment step at the low level
     :param gae_lambda: GAE factor at both levels
@@ -81,7 +88,7 @@ class HMASD(SynchronisedAlgorithm):
         level always bootstraps there.)
     :param skill_at_rollout_end: "continue": a running skill goes on in the next rollout, its tail is no decision to
         learn from; "reassign": new skills at each rollout's start
-    :param sequence_length: longest sequence that recurrent gradients run through
+    :param sequence_length: longest sequence that recurrent gradients run through (at most ``n_steps``)
     :param critic_chance_offset: start the low-level critic at the return of indistinguishable skills
     :param huber_delta: delta of the Huber value loss, normalised units
     :param discriminator_learning_rate: (*schedule*)
@@ -119,10 +126,10 @@ class HMASD(SynchronisedAlgorithm):
         skill_interval: int = 50,
         n_team_skills: int = 2,
         n_agent_skills: int = 4,
-        team_reward_coef: float | Schedule = 0.0,
+        team_reward_coef: float | Schedule = 1.0,
         team_diversity_coef: float | Schedule = 0.1,
         agent_diversity_coef: float | Schedule = 0.2,
-        skill_ent_coef: float | Schedule = LinearSchedule(0.1, 0.02, 1.0),  # noqa: B008
+        skill_ent_coef: float | Schedule = LinearSchedule(0.1, 0.01, 1.0),  # noqa: B008
         skill_n_epochs: int = 15,
         skill_gamma: float = 0.99,
         skill_target_kl: float | None = 0.05,
@@ -144,9 +151,11 @@ class HMASD(SynchronisedAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        policy_class = resolve_policy(policy, self.policy_aliases, HMASDPolicy)
+        check_policy_kwargs(policy_class, policy_kwargs)
         super().__init__(
-            self._resolve_policy(policy),  # type: ignore[arg-type]
-            env,
+            policy_class,  # type: ignore[arg-type]
+            make_team_vec_env(env, n_envs=1) if isinstance(env, str) else env,
             learning_rate=learning_rate,
             n_steps=n_steps,
             gamma=gamma,
@@ -191,41 +200,37 @@ class HMASD(SynchronisedAlgorithm):
         self.discriminator_batch_size = discriminator_batch_size
         self.discriminator_noise = discriminator_noise
         if _init_setup_model:
+            if self.env is None:
+                raise ValueError("HMASD needs an environment; only HMASD.load(path) works without one.")
             self._setup_model()
+            self._check_batch_size()
 
     # ------------------------------------------------------------------ set-up
 
-    @classmethod
-    def _resolve_policy(cls, policy: str | type[BasePolicy]) -> type[BasePolicy]:
-        """Turn an alias into its class here, since the base class refuses "MlpPolicy" for Dict observations."""
-        if isinstance(policy, str):
-            if policy not in cls.policy_aliases:
-                known = sorted(cls.policy_aliases)
-                raise ValueError(f"Policy {policy!r} is unknown; HMASD has {known}.{nearest(policy, known)}")
-            return cls.policy_aliases[policy]
-        if not (isinstance(policy, type) and issubclass(policy, HMASDPolicy)):
-            raise ValueError(f"policy must be 'MlpPolicy' or a subclass of HMASDPolicy, got {policy!r}.")
-        return policy
-
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Accept PettingZoo games and check that what comes is a team, before anything is built on it."""
-        if not isinstance(env, VecEnv):
-            env = as_team_env(env)
-        TeamSpec.from_spaces(env.observation_space, env.action_space)
-        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        """Accept PettingZoo games and check that what comes is a team, before anything is built on it.
+
+        Unlike the base class this never transposes images: the first axis of ``obs`` counts agents, not channels.
+        """
+        vec_env = env if isinstance(env, VecEnv) else as_team_vec_env(env, monitor_wrapper)
+        TeamSpec.from_spaces(vec_env.observation_space, vec_env.action_space)
+        return vec_env
 
     def _setup_model(self) -> None:
         check_hyperparameters(self.__dict__)
         if self.skill_at_rollout_end not in ROLLOUT_END_MODES:
             raise ValueError(f"skill_at_rollout_end must be one of {ROLLOUT_END_MODES}, got {self.skill_at_rollout_end!r}.")
-        self._minibatch_size = resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._schedules = {name: FloatSchedule(getattr(self, name)) for name in SCHEDULED if getattr(self, name) is not None}
         self._rng = np.random.default_rng(self.seed)
+        assert isinstance(self.observation_space, spaces.Dict)
+        normalizer = self._vec_normalize_env
+        normalized = normalizer.norm_obs_keys if normalizer is not None and normalizer.norm_obs else None
+        observation_space = arriving_space(self.observation_space, normalized or ())
         self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space,
+            observation_space,
             self.action_space,
             self.lr_schedule,
             skill_interval=self.skill_interval,
@@ -236,13 +241,12 @@ class HMASD(SynchronisedAlgorithm):
         self.policy = self.policy.to(self.device)
         self.policy.build_optimizers()
         self._gate = SyncGate(self.n_envs, self.n_steps, policy_version=self._n_updates)
-        assert isinstance(self.observation_space, spaces.Dict)
         self.rollout_buffer = SkillRolloutBuffer(
             self.n_steps,
             self.n_envs,
             self.policy.spec.n_agents,
             self.policy.spec.action_shape,
-            self.observation_space,
+            observation_space,
             self.policy.hidden_size,
             self._gate,
             self.device,
@@ -252,9 +256,25 @@ class HMASD(SynchronisedAlgorithm):
         self._critic_hidden = th.zeros(self.n_envs, self.policy.hidden_size, device=self.device)
         self._inert_watch = InertTeamSkillWatch()
 
+    def _check_batch_size(self) -> int:
+        """Environment steps per minibatch (checked when it is used: a loaded model may only be meant to play)."""
+        return resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
+
     def scheduled(self, name: str) -> float:
-        """Value in force now of a hyperparameter that takes a schedule."""
-        return self._schedules[name](self._current_progress_remaining)
+        """Value in force now of a hyperparameter that takes a schedule.
+
+        :raises ValueError: if the schedule has left the range that the hyperparameter allows
+        """
+        value = self._schedules[name](self._current_progress_remaining)
+        check_scheduled(name, value)
+        return value
+
+    def enable_data_collection(self) -> None:
+        """Begin a rollout with the current policy; an unfinished one is dropped."""
+        if 0 < self.rollout_buffer.pos < self.n_steps:
+            # The critic has not followed the steps of the rollout that is dropped, so it starts afresh.
+            self._critic_hidden.zero_()
+        super().enable_data_collection()
 
     # ------------------------------------------------------------------ updating
 
@@ -266,6 +286,7 @@ class HMASD(SynchronisedAlgorithm):
         """
         self._gate.begin_update()
         assert isinstance(self._last_obs, dict)
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self.rollout_buffer.finish(self._last_obs)
         self._critic_hidden, reward_stats = evaluate_rollout(
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
@@ -274,12 +295,8 @@ class HMASD(SynchronisedAlgorithm):
         if self.n_team_skills > 1 and self.scheduled("team_diversity_coef") > 0.0:
             self._inert_watch.look(report)
         self.policy.set_training_mode(True)
-        stats = {
-            "coordinator": self._update_coordinator(),
-            "actor": self._update_actor(),
-            "critic": self._update_critic(),
-            "discriminators": self._update_discriminators(),
-        }
+        self._set_learning_rates()
+        stats = self._update_networks()
         self._n_updates += 1
         self._gate.finish_update()
         log_update(self.logger, self.policy, stats, self._gate)
@@ -301,8 +318,8 @@ class HMASD(SynchronisedAlgorithm):
     def _ppo_settings(self, n_epochs: int, ent_coef: str, target_kl: float | None) -> PPOSettings:
         return PPOSettings(
             n_epochs=n_epochs,
-            batch_size=self._minibatch_size,
-            sequence_length=self.sequence_length,
+            batch_size=self._check_batch_size(),
+            sequence_length=min(self.sequence_length, self.n_steps),
             clip_range=self.scheduled("clip_range"),
             clip_range_vf=None if self.clip_range_vf is None else self.scheduled("clip_range_vf"),
             ent_coef=self.scheduled(ent_coef),
@@ -312,35 +329,28 @@ class HMASD(SynchronisedAlgorithm):
             target_kl=target_kl,
         )
 
-    def _set_learning_rate(self, network: str, schedule: str) -> None:
-        rate = self.scheduled(schedule)
-        update_learning_rate(self.policy.flat(network).optimizer, rate)
-        self.logger.record(f"train/{schedule}", rate)
+    def _set_learning_rates(self) -> None:
+        for network in NETWORKS:
+            schedule = "discriminator_learning_rate" if network == "discriminators" else "learning_rate"
+            update_learning_rate(self.policy.flat(network).optimizer, self.scheduled(schedule))
+            self.logger.record(f"train/{schedule}", self.scheduled(schedule))
 
-    def _update_coordinator(self) -> UpdateStats:
-        self._set_learning_rate("coordinator", "learning_rate")
-        settings = self._ppo_settings(self.skill_n_epochs, "skill_ent_coef", self.skill_target_kl)
-        return update_coordinator(self.policy, self.rollout_buffer, settings)
-
-    def _update_actor(self) -> UpdateStats:
-        self._set_learning_rate("actor", "learning_rate")
-        settings = self._ppo_settings(self.n_epochs, "ent_coef", self.target_kl)
-        return update_actor(self.policy, self.rollout_buffer, settings, self._rng)
-
-    def _update_critic(self) -> UpdateStats:
-        self._set_learning_rate("critic", "learning_rate")
-        settings = self._ppo_settings(self.n_epochs, "ent_coef", None)
-        return update_critic(self.policy, self.rollout_buffer, settings, self._rng)
-
-    def _update_discriminators(self) -> UpdateStats:
-        self._set_learning_rate("discriminators", "discriminator_learning_rate")
-        settings = DiscriminatorSettings(
+    def _update_networks(self) -> dict[str, UpdateStats]:
+        high = self._ppo_settings(self.skill_n_epochs, "skill_ent_coef", self.skill_target_kl)
+        low = self._ppo_settings(self.n_epochs, "ent_coef", self.target_kl)
+        discriminating = DiscriminatorSettings(
             self.discriminator_n_updates,
             self.discriminator_batch_size,
             self.scheduled("discriminator_noise"),
             self.max_grad_norm,
         )
-        return update_discriminators(self.policy, self.rollout_buffer, settings, self._rng)
+        learner = (self.policy, self.rollout_buffer)
+        return {
+            "coordinator": update_coordinator(*learner, high),
+            "actor": update_actor(*learner, low, self._rng),
+            "critic": update_critic(*learner, low, self._rng),
+            "discriminators": update_discriminators(*learner, discriminating, self._rng),
+        }
 
     def learn(
         self,
@@ -352,6 +362,7 @@ class HMASD(SynchronisedAlgorithm):
         progress_bar: bool = False,
     ) -> HMASD:
         """Train for at least ``total_timesteps`` environment steps (all agents acting once in one environment is one)."""
+        self._check_batch_size()
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     # ------------------------------------------------------------------ saving and loading
@@ -380,6 +391,7 @@ class HMASD(SynchronisedAlgorithm):
         cls,
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | Any | None = None,
+        device: th.device | str = "auto",
         **kwargs: Any,
     ) -> HMASD:
         """Load a model saved by HMASD; see the base class for the arguments.
@@ -387,4 +399,4 @@ class HMASD(SynchronisedAlgorithm):
         :raises ValueError: if another algorithm saved the file
         """
         check_is_ours(path)
-        return super().load(path, env, **kwargs)
+        return super().load(path, env, device, **kwargs)

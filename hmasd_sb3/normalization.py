@@ -9,8 +9,13 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-_LARGEST_BOUND = 1e6
-"""Bounds beyond this are taken as "unbounded": scaling by them would flatten the input to a constant."""
+_LARGEST_BOUND = 10.0
+"""Bounds beyond this are not scaled by: loose ones would flatten the input to a constant beside the noise."""
+
+
+def to_float(inputs: th.Tensor) -> th.Tensor:
+    """What networks compute in: float32, bytes (images) scaled from 0..255 to [0, 1]."""
+    return inputs.to(th.float32) / 255.0 if inputs.dtype == th.uint8 else inputs.to(th.float32)
 
 
 class ValueNorm(nn.Module):
@@ -68,7 +73,7 @@ class ValueNorm(nn.Module):
 class InputScaler(nn.Module):
     """Brings a flat input to about [-1, 1], so that one noise scale means the same in every game.
 
-    Entries with finite bounds are scaled by them (and never drift); the others by their running mean and deviation.
+    Entries with tight bounds are scaled by them (and never drift); the others by their running mean and deviation.
 
     :param space: Box (or MultiBinary) of the input without batch axis; it is flattened
     """
@@ -95,7 +100,7 @@ class InputScaler(nn.Module):
         self.register_buffer("count", th.zeros((), dtype=th.float64))
 
     def update(self, inputs: th.Tensor) -> None:
-        """Take in (R, D) inputs; only entries without finite bounds move (parallel variance of Chan et al.)."""
+        """Take in (R, D) inputs; only entries without tight bounds move (parallel variance of Chan et al.)."""
         if not bool(self.unbounded.any()) or inputs.shape[0] == 0:
             return
         batch = inputs.to(th.float64)

@@ -22,9 +22,20 @@ _COMMON: dict[str, Any] = {
     "ent_coef": 0.01,
     "critic_chance_offset": False,
     "discriminator_noise": 0.0,
+    # What the paper leaves open is set here as well, so that a later change of a default cannot change a comparison.
+    "normalize_advantage": True,
+    "skill_timeout_bootstrap": False,
+    "skill_at_rollout_end": "continue",
+    "sequence_length": 10,
     "discriminator_n_updates": 15,
+    "discriminator_batch_size": 2048,
 }
-_POLICY: dict[str, Any] = {"hidden_size": 64, "critic_sees_agent_skills": False}
+_POLICY: dict[str, Any] = {
+    "hidden_size": 64,
+    "critic_sees_agent_skills": False,
+    "value_norm": True,
+    "value_norm_beta": 0.99999,
+}
 
 # learning rate; k, n_Z, n_z; lambda_h, lambda_e, lambda_D, lambda_d
 _TASKS: dict[str, tuple[float, int, int, int, float, float, float, float]] = {
@@ -42,7 +53,7 @@ def paper_settings(task: str, n_envs: int = 32) -> dict[str, Any]:
     """Arguments for ``HMASD("MlpPolicy", env, **paper_settings(task))``.
 
     :param task: one of the paper's scenarios
-    :param n_envs: number of environments of ``env``; the paper uses one minibatch of all their steps
+    :param n_envs: number of environments of ``env``; the paper uses one minibatch of all their steps, so this must agree
     :raises ValueError: for a scenario that the paper does not have, naming those it has
     """
     if task not in _TASKS:

@@ -12,7 +12,7 @@ from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.policies.policy import HMASDPolicy
 from hmasd_sb3.rollouts import RewardStats
 from hmasd_sb3.sync import SyncGate
-from hmasd_sb3.type_aliases import CoordinatorBatch, SegmentEnd, UpdateStats
+from hmasd_sb3.type_aliases import CoordinatorBatch, UpdateStats
 
 
 def log_rollout(
@@ -25,9 +25,12 @@ def log_rollout(
     logger.record("sync/samples_collected", gate.samples_collected)
     logger.record("sync/collection_time", gate.collection_time)
     logger.record("sync/contribution_balance", gate.contribution_balance)
-    for reason in SegmentEnd:
-        if reason is not SegmentEnd.NONE:
-            logger.record(f"sync/segment_ends_{reason.name.lower()}", int((buffer.segment_ends == reason).sum()))
+    counts = buffer.segment_end_counts()
+    for reason, per_env in counts.items():
+        logger.record(f"sync/segment_ends_{reason}", int(per_env.sum()))
+    segments = np.sum(list(counts.values()), axis=0)
+    logger.record("sync/segments_per_env_min", int(segments.min()))
+    logger.record("sync/segments_per_env_max", int(segments.max()))
     for name, value in rewards._asdict().items():
         logger.record(f"reward/{name}", value)
     report = skill_report(policy, buffer)
@@ -104,7 +107,7 @@ class InertTeamSkillWatch:
     :param patience: updates in a row before the warning
     """
 
-    def __init__(self, patience: int = 50) -> None:
+    def __init__(self, patience: int = 100) -> None:
         self.patience = patience
         self.inert_updates = 0
 

@@ -135,7 +135,7 @@ def chance_level_return(
     return float(-per_step / (1.0 - gamma))
 
 
-def normalize_advantages(advantages: Array, std_floor: float = 1e-8) -> Array:
+def normalize_advantages(advantages: Array, std_floor: float = 0.0) -> Array:
     """Centre and scale advantages; the divisor never falls below ``std_floor``.
 
     A floor above zero keeps value noise from being blown up to unit size while no reward has been seen yet.
@@ -143,4 +143,4 @@ def normalize_advantages(advantages: Array, std_floor: float = 1e-8) -> Array:
     :param advantages: any shape; statistics are taken over all of it
     """
     std = advantages.std() if advantages.size > 1 else 0.0
-    return np.asarray((advantages - advantages.mean()) / max(float(std), std_floor))
+    return np.asarray((advantages - advantages.mean()) / max(float(std), std_floor, 1e-8))

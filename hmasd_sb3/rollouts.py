@@ -11,6 +11,7 @@ import numpy as np
 import torch as th
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
+from hmasd_sb3.normalization import to_float
 from hmasd_sb3.policies.policy import HMASDPolicy
 from hmasd_sb3.returns import (
     chance_level_return,
@@ -104,9 +105,10 @@ def _fill_low_level(
     def in_reward_units(values: th.Tensor) -> np.ndarray:
         return norm.denormalize(values).cpu().numpy() + np.float32(offset)
 
-    state = tensor(buffer.observations["state"]).to(th.float32)
+    state = to_float(tensor(buffer.observations["state"]))
     team_skill, agent_skills = tensor(buffer.team_skill), tensor(buffer.agent_skills)
     values, before, after = critic.rollout(state[:-1], team_skill, agent_skills, critic_hidden, tensor(buffer.episode_starts))
+    buffer.value_outputs[:] = values.cpu().numpy()
     buffer.values[:] = in_reward_units(values)
     buffer.critic_hidden = before
     next_values = np.empty_like(buffer.values)
@@ -117,16 +119,15 @@ def _fill_low_level(
     cut_off = [row for row in buffer.terminal_rows if buffer.truncated[row.step, row.env]]
     if cut_off:
         steps, envs = np.array([row.step for row in cut_off]), np.array([row.env for row in cut_off])
-        last_states = tensor(np.stack([row.observation["state"] for row in cut_off])).to(th.float32)
+        last_states = to_float(tensor(np.stack([row.observation["state"] for row in cut_off])))
         next_values[steps, envs] = in_reward_units(
             critic.step(last_states, team_skill[steps, envs], agent_skills[steps, envs], after[steps, envs])
         )
     raw = generalized_advantages(
         buffer.agent_rewards, buffer.values, next_values, buffer.episode_ends, settings.gamma, settings.gae_lambda
     )
-    # The network predicts what is left after the constant, so its targets and old predictions are stored that way.
+    # The network predicts what is left after the constant, so that is its target.
     buffer.returns[:] = raw + buffer.values - offset
-    buffer.values -= offset
     norm.update(buffer.returns)
     buffer.advantages[:] = normalize_advantages(raw) if settings.normalize_advantage else raw
     return after[-1]
@@ -135,16 +136,21 @@ def _fill_low_level(
 def _fill_high_level(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings: ReturnSettings) -> None:
     norm, device = policy.high_value_norm, buffer.device
 
+    def outputs_of(state: np.ndarray, obs: np.ndarray) -> th.Tensor:
+        states = to_float(th.from_numpy(state).to(device))
+        return policy.coordinator.values(states, to_float(th.from_numpy(obs).to(device)).flatten(2))
+
     def values_of(state: np.ndarray, obs: np.ndarray) -> np.ndarray:
-        states = th.from_numpy(state).to(device, th.float32)
-        observations = th.from_numpy(obs).to(device, th.float32).flatten(2)
-        return norm.denormalize(policy.coordinator.values(states, observations)).cpu().numpy()
+        values: np.ndarray = norm.denormalize(outputs_of(state, obs)).cpu().numpy()
+        return values
 
     state, obs = buffer.observations["state"], buffer.observations["obs"]
     assigned, values = buffer.assigned, buffer.skill_values
     values[:] = 0.0
     if assigned.any():
-        values[assigned] = values_of(state[:-1][assigned], obs[:-1][assigned])
+        outputs = outputs_of(state[:-1][assigned], obs[:-1][assigned])
+        buffer.skill_value_outputs[assigned] = outputs.cpu().numpy()
+        values[assigned] = norm.denormalize(outputs).cpu().numpy()
     end_values = np.zeros_like(values)
     end_values[:-1] = values[1:]  # a full interval: V_h where the next skills are assigned
     end_values[-1] = values_of(state[-1], obs[-1])

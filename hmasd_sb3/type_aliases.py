@@ -122,7 +122,7 @@ class CriticBatch(NamedTuple):
     hidden: th.Tensor
     """(C, H), hidden state of the critic at the chunk's first step."""
     old_values: th.Tensor
-    """(L, C, N), reward units."""
+    """(L, C, N), what the network said when the rollout was evaluated (its own units, whatever those mean by now)."""
     returns: th.Tensor
     """(L, C, N), reward units."""
     weights: th.Tensor
@@ -143,7 +143,7 @@ class CoordinatorBatch(NamedTuple):
     old_log_probs: th.Tensor
     """(R, 1+N)."""
     old_values: th.Tensor
-    """(R, 1+N), reward units."""
+    """(R, 1+N), what the network said when the rollout was evaluated (its own units, whatever those mean by now)."""
     advantages: th.Tensor
     """(R, 1+N)."""
     returns: th.Tensor

@@ -75,13 +75,12 @@ def update_coordinator(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings
     flat = policy.flat("coordinator")
     if batch is None or not flat.parameters:
         return averages.stats(epochs=0.0)
-    old_values = policy.high_value_norm.normalize(batch.old_values)
     returns = policy.high_value_norm.normalize(batch.returns)
     epochs = 0
     for _ in range(settings.n_epochs):
         scored = policy.coordinator.evaluate(batch.state, batch.obs, batch.team_skill, batch.agent_skills)
         surrogate = clipped_policy_loss(scored.log_probs, batch.old_log_probs, batch.advantages, settings.clip_range)
-        critic_loss = value_loss(scored.values, old_values, returns, settings.clip_range_vf, settings.huber_delta)
+        critic_loss = value_loss(scored.values, batch.old_values, returns, settings.clip_range_vf, settings.huber_delta)
         entropy = scored.entropies.mean()
         averages.note_ratio(surrogate.ratio)
         averages.add(approx_kl=surrogate.approx_kl)
@@ -146,7 +145,7 @@ def update_critic(
             values = policy.critic.evaluate(batch.state, batch.team_skill, batch.agent_skills, batch.hidden)
             loss = value_loss(
                 values,
-                norm.normalize(batch.old_values),
+                batch.old_values,
                 norm.normalize(batch.returns),
                 settings.clip_range_vf,
                 settings.huber_delta,

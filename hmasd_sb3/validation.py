@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -73,6 +74,45 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
         if value is None and name == "clip_range_vf":
             continue
         _check_number(name, value(1.0) if callable(value) else value, holds, wanted)
+
+
+def check_scheduled(name: str, value: float) -> None:
+    """Check what a schedule gives now.
+
+    :raises ValueError: naming the hyperparameter, the value met and what is allowed
+    """
+    _check_number(name, value, *SCHEDULED[name])
+
+
+def resolve_policy(policy: str | type, aliases: Mapping[str, type], base: type) -> Any:
+    """The policy class that an alias names, or the class itself.
+
+    SB3's base class would refuse "MlpPolicy" for Dict observations, so aliases are turned into classes before it looks.
+
+    :raises ValueError: for an unknown alias, or a class that does not derive from ``base``
+    """
+    if isinstance(policy, str):
+        if policy not in aliases:
+            known = sorted(aliases)
+            raise ValueError(f"Policy {policy!r} is unknown; HMASD has {known}.{nearest(policy, known)}")
+        return aliases[policy]
+    if not (isinstance(policy, type) and issubclass(policy, base)):
+        raise ValueError(f"policy must be 'MlpPolicy' or a subclass of {base.__name__}, got {policy!r}.")
+    return policy
+
+
+def check_policy_kwargs(policy_class: type, policy_kwargs: dict[str, Any] | None) -> None:
+    """Refuse ``policy_kwargs`` that the policy class does not take.
+
+    :raises ValueError: naming the argument and the nearest valid one
+    """
+    parameters = inspect.signature(policy_class).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = sorted(set(parameters) - {"observation_space", "action_space", "lr_schedule", *_COUNTS})
+    for name in policy_kwargs or {}:
+        if name not in known:
+            raise ValueError(f"policy_kwargs has no {name!r}; {policy_class.__name__} takes {known}.{nearest(name, known)}")
 
 
 def _check_number(name: str, value: Any, holds: Callable[[float], bool], wanted: str) -> None:

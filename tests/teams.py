@@ -102,3 +102,15 @@ def randomise(model: HMASD, scale: float = 0.3, seed: int = 0) -> None:
     with th.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(scale * th.randn(parameter.shape, generator=generator))
+
+
+def parameters_of(model: HMASD) -> dict[str, Any]:
+    """Copies of all parameters, by name."""
+    return {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether all parameters are equal to the last bit."""
+    import torch as th
+
+    return all(th.equal(first[name], second[name]) for name in first)

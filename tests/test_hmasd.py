@@ -1,28 +1,15 @@
-"""The algorithm as SB3 users meet it: on-policy to float precision, saved, loaded, evaluated, and strict about input."""
+"""The algorithm itself: on-policy to float precision, exact at the boundaries, and every hyperparameter does what it names."""
 
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
-from teams import FAST, RandomTeam, make_model, random_team_vec_env, randomise
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+from teams import FAST, RandomTeam, make_model, parameters_of, random_team_vec_env, randomise, same
 
-from hmasd_sb3 import HMASD, make_team_vec_env
-from hmasd_sb3.policies.flat import NonFiniteError
+from hmasd_sb3 import HMASD, paper_settings
 from hmasd_sb3.schedules import ExponentialSchedule
 from hmasd_sb3.type_aliases import SegmentEnd
-from hmasd_sb3.validation import InvalidTransitionError
-
-
-def parameters_of(model):
-    return {name: p.detach().clone() for name, p in model.policy.named_parameters()}
-
-
-def same(first, second):
-    return all(th.equal(first[name], second[name]) for name in first)
-
 
 # ---------------------------------------------------------------- on-policy
 
@@ -93,8 +80,6 @@ def constant_critics(model, low, high):
 )
 def test_two_bootstraps_kept_apart_at_one_step_episodes(p_terminate, p_truncate, bootstraps):
     """Every episode lasts one step of reward 1; critics say 3 (low) and 5 (high): advantages are known exactly."""
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
     env = DummyVecEnv([lambda: Counting(p_terminate=p_terminate, p_truncate=p_truncate, reward=1.0) for _ in range(3)])
     model = HMASD(
         "MlpPolicy", env, **{**FAST, "normalize_advantage": False, "critic_chance_offset": False, "team_reward_coef": 2.0},
@@ -113,8 +98,6 @@ def test_two_bootstraps_kept_apart_at_one_step_episodes(p_terminate, p_truncate,
 
 
 def test_time_limit_can_be_an_end_at_the_high_level_alone():
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
     env = DummyVecEnv([lambda: Counting(p_terminate=0.0, p_truncate=1.0, reward=1.0) for _ in range(3)])
     kwargs = {**FAST, "normalize_advantage": False, "critic_chance_offset": False, "team_reward_coef": 1.0}
     model = HMASD("MlpPolicy", env, **kwargs, team_diversity_coef=0, agent_diversity_coef=0)
@@ -188,7 +171,7 @@ def value_at(model, buffer, state, obs, step, envs, level):
 
 
 def test_intrinsic_reward_looks_at_the_terminal_observation():
-    model = make_model(env_kwargs={"p_terminate": 0.3})
+    model = make_model(env_kwargs={"p_terminate": 0.3}, team_reward_coef=0.0)
     randomise(model)
     _, callback = model._setup_learn(1000)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 12)
@@ -249,7 +232,7 @@ def test_chance_offset_moves_the_critics_start_and_no_td_error():
         ("skill_interval", 2),
         ("n_team_skills", 3),
         ("n_agent_skills", 2),
-        ("team_reward_coef", 1.0),
+        ("team_reward_coef", 0.0),
         ("team_diversity_coef", 0.5),
         ("agent_diversity_coef", 0.5),
         ("skill_ent_coef", 1.0),
@@ -317,267 +300,47 @@ def test_schedules_are_followed():
         ExponentialSchedule(0.0, 1.0, 0.5)
 
 
-# ---------------------------------------------------------------- SB3's tools
-
-
-def test_evaluating_in_the_middle_of_collection_changes_nothing():
-    plain = make_model()
-    plain.learn(48 * 3)
-    evaluated = make_model()
-    eval_env = VecMonitor(random_team_vec_env(3))
-    evaluated.learn(48 * 3, callback=EvalCallback(eval_env, n_eval_episodes=3, eval_freq=5, verbose=0))
-    first, second = plain.rollout_buffer, evaluated.rollout_buffer
-    # Evaluation is deterministic, so not even random numbers are drawn.
-    np.testing.assert_array_equal(first.actions, second.actions)
-    np.testing.assert_array_equal(first.agent_skills, second.agent_skills)
-    assert same(parameters_of(plain), parameters_of(evaluated))
-
-
-def test_evaluate_policy_runs_on_any_number_of_environments():
-    model = make_model()
-    for n_envs in (1, 5):
-        returns, lengths = evaluate_policy(model, VecMonitor(random_team_vec_env(n_envs)), 7, return_episode_rewards=True)
-        assert len(returns) == len(lengths) == 7
-
-
-@pytest.mark.parametrize("kind", ["discrete", "continuous", "masked"])
-def test_save_and_load_give_the_same_model(tmp_path, kind):
-    model = make_model(env_kwargs={"kind": kind}, learning_rate=lambda p: 1e-3 * p)
-    model.learn(96)
-    model.save(tmp_path / "model")
-    env = random_team_vec_env(4, kind=kind)
-    loaded = HMASD.load(tmp_path / "model", env=env, device="cpu")
-    assert same(parameters_of(loaded), parameters_of(model))
-    assert loaded.policy_version == model.policy_version == 2
-    for name, state in model.get_parameters().items():
-        if name != "policy":
-            mine, theirs = state["state"][0], loaded.get_parameters()[name]["state"][0]
-            th.testing.assert_close(mine["exp_avg_sq"], theirs["exp_avg_sq"], rtol=0, atol=0)
-    obs = env.reset()
-    np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-    loaded.learn(96, reset_num_timesteps=False)
-    assert loaded.num_timesteps == 192
-    assert loaded.policy_version == 4
-
-
-def test_load_with_another_number_of_environments_or_none(tmp_path):
-    model = make_model(n_envs=4)
-    model.learn(48)
-    model.save(tmp_path / "model.zip")
-    other = HMASD.load(tmp_path / "model.zip", env=random_team_vec_env(6), device="cpu")
-    other.learn(72)
-    assert other.rollout_buffer.n_envs == 6
-    alone = HMASD.load(tmp_path / "model.zip", device="cpu")
-    assert alone.predict(random_team_vec_env(2).reset())[0].shape == (2, 2)
-
-
-def test_set_env_and_parameters_round_trip():
-    model = make_model()
-    model.set_env(random_team_vec_env(4))
-    model.learn(48)
-    other = make_model(seed=5)
-    other.set_parameters(model.get_parameters())
-    assert same(parameters_of(other), parameters_of(model))
-    other.learn(48)
-
-
-def test_vec_normalize_and_vec_monitor():
-    env = VecNormalize(VecMonitor(random_team_vec_env(4, kind="masked")), norm_obs_keys=["obs", "state"])
-    model = HMASD("MlpPolicy", env, **FAST)
-    model.learn(96)
-    assert model.get_vec_normalize_env() is env
-    stored = model.rollout_buffer.observations["obs"]
-    assert np.abs(stored.mean()) < 0.5
-    assert len(model.ep_info_buffer) > 0
-
-
-def test_callback_can_stop_and_training_can_go_on():
-    class Stop(BaseCallback):
-        def _on_step(self):
-            return self.n_calls < 7
-
-    model = make_model()
-    model.learn(1000, callback=Stop())
-    assert model.policy_version == 0
-    assert model.num_timesteps == 28
-    model.learn(96, reset_num_timesteps=False)
-    assert model.policy_version == 2
-
-
-def test_registered_id_bare_game_and_policy_class():
-    from hmasd_sb3 import HMASDPolicy
-    from hmasd_sb3.envs.alice_and_bob import parallel_env
-
-    small = {"n_steps": 8, "policy_kwargs": {"hidden_size": 16}, "device": "cpu"}
-    for policy, env in (("MlpPolicy", "AliceAndBob-v0"), ("MultiInputPolicy", parallel_env()), (HMASDPolicy, parallel_env())):
-        model = HMASD(policy, env, **small)
-        model.learn(16)
-        assert model.policy_version == 2
-
-
-def test_tensorboard_groups_are_complete(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    model = HMASD("MlpPolicy", VecMonitor(random_team_vec_env(4)), **FAST, tensorboard_log=str(tmp_path))
-    model.learn(48 * 3)
-    events = EventAccumulator(str(next(tmp_path.iterdir())))
-    events.Reload()
-    tags = set(events.Tags()["scalars"])
-    wanted = {
-        "rollout/ep_rew_mean", "time/fps", "sync/policy_version", "sync/samples_collected", "sync/collection_time",
-        "sync/update_time", "sync/contribution_balance", "sync/segment_ends_interval", "sync/segment_ends_terminated",
-        "sync/segment_ends_truncated", "sync/segment_ends_rollout_end", "reward/team", "reward/team_diversity",
-        "reward/agent_diversity", "skills/team_usage_entropy", "skills/agent_usage_entropy", "skills/team_accuracy",
-        "skills/team_chance", "skills/agent_accuracy", "skills/agent_chance", "skills/team_skill_information",
-        "skills/redundancy", "train/coordinator_policy_loss", "train/actor_policy_loss", "train/critic_value_loss",
-        "train/discriminators_team_loss", "train/discriminators_agent_loss",
-    }  # fmt: skip
-    assert wanted <= tags, wanted - tags
-    assert [e.value for e in events.Scalars("sync/samples_collected")] == [48.0, 48.0]
-
-
-# ---------------------------------------------------------------- wrong input
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"skill_interval": 0}, "skill_interval must be a whole number of at least 1, got 0"),
-        ({"skill_interval": 2.5}, "skill_interval must be a whole number"),
-        ({"n_team_skills": 0}, "n_team_skills"),
-        ({"n_agent_skills": -1}, "n_agent_skills"),
-        ({"n_steps": 0}, "n_steps"),
-        ({"batch_size": 96}, "batch_size=96 is larger than the rollout .* = 48 .* such as 48"),
-        ({"batch_size": 7}, "batch_size=7 does not divide the rollout .* such as 6"),
-        ({"batch_size": 0}, "batch_size must be"),
-        ({"gamma": 1.5}, r"gamma must be a number in \[0, 1\], got 1.5"),
-        ({"gae_lambda": float("nan")}, "gae_lambda"),
-        ({"clip_range": 0.0}, "clip_range must be a number above 0"),
-        ({"learning_rate": -1.0}, "learning_rate"),
-        ({"learning_rate": "fast"}, "learning_rate must be a number at least 0, got 'fast'"),
-        ({"ent_coef": lambda p: -p}, "ent_coef"),
-        ({"target_kl": 0.0}, "target_kl"),
-        ({"skill_at_rollout_end": "drop"}, "skill_at_rollout_end must be one of"),
-        ({"policy_kwargs": {"coordinator_kwargs": {"n_heads": 5}}}, "n_heads must divide"),
-    ],
-)
-def test_bad_hyperparameters_are_refused_by_name(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        make_model(**kwargs)
-
-
-def test_unknown_policy_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"Policy 'MlpPolcy' is unknown.*Did you mean 'MlpPolicy'"):
-        HMASD("MlpPolcy", random_team_vec_env())
-    with pytest.raises(ValueError, match="subclass of HMASDPolicy"):
-        HMASD(PPO.policy_aliases["MlpPolicy"], random_team_vec_env())
-
-
-def test_an_environment_that_is_no_team_is_refused():
-    with pytest.raises(ValueError, match=r"TeamEnv|team"):
-        HMASD("MlpPolicy", "CartPole-v1")
-
-
-class Broken(RandomTeam):
-    """Returns something that is not finite in the third step of the second environment."""
-
-    what = "obs"
-    bad = False
-    steps = 0
-
-    def step(self, action):
-        obs, reward, terminated, truncated, info = super().step(action)
-        self.steps += 1
-        if self.bad and self.steps == 3:
-            if self.what == "reward":
-                reward = float("nan")
-            else:
-                obs[self.what][..., 0] = np.inf
-        return obs, reward, terminated, truncated, info
-
-
-@pytest.mark.parametrize("what", ["obs", "state", "reward"])
-@pytest.mark.parametrize("ends", [False, True])
-def test_nan_names_environment_and_step_and_nothing_is_learnt(what, ends):
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    def make(index):
-        def create():
-            env = Broken(p_terminate=float(ends), p_truncate=0.0)
-            env.what, env.bad = what, index == 1
-            return env
-
-        return create
-
-    model = HMASD("MlpPolicy", DummyVecEnv([make(i) for i in range(4)]), **FAST)
-    before = parameters_of(model)
-    with pytest.raises(InvalidTransitionError, match=rf"Environment 1 returned .*{what if what != 'reward' else 'nan'}.* 12"):
-        model.learn(1000)
-    assert same(parameters_of(model), before)
-
-
-def test_nan_in_the_first_observation_is_refused():
-    model = make_model()
+def test_old_values_are_in_the_units_in_which_the_critic_speaks():
+    """With a value clip and returns that drift, the first prediction of an update must equal the stored one."""
+    model = make_model(clip_range_vf=0.2, env_kwargs={"reward": 5.0}, team_reward_coef=1.0)
+    randomise(model)
     _, callback = model._setup_learn(1000)
-    model._last_obs["state"][2, 1] = np.nan
-    with pytest.raises(InvalidTransitionError, match="Environment 2 returned NaN or infinity in observation 'state'"):
+    from hmasd_sb3.rollouts import evaluate_rollout
+
+    for _ in range(3):
         model.collect_rollouts(model.env, callback, model.rollout_buffer, 12)
-
-
-def test_nan_in_a_loss_names_the_network_and_keeps_the_parameters():
-    model = make_model(batch_size=48)
-    _, callback = model._setup_learn(1000)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, 12)
-    before = parameters_of(model)
-    model.rollout_buffer.log_probs[3, 1, 0] = np.nan
-    with pytest.raises(NonFiniteError, match="actor's loss is nan"):
+        kept = {key: value.clone() for key, value in model.policy.state_dict().items()}
+        before = model._critic_hidden.clone()
         model.sync_update()
-    after = parameters_of(model)
-    assert all(th.equal(after[n], before[n]) for n in after if n.startswith("actor"))
-
-
-def test_a_ruined_model_is_not_saved_over_a_good_one(tmp_path):
-    model = make_model()
-    path = tmp_path / "model.zip"
-    model.save(path)
-    good = path.read_bytes()
+    after = model._critic_hidden
+    model.policy.load_state_dict(kept)
+    evaluate_rollout(model.policy, model.rollout_buffer, before, model._return_settings())
+    assert model.policy.low_value_norm.statistics() != (0.0, 1.0)
+    batch = next(model.rollout_buffer.critic_batches(4, 48, np.random.default_rng(0)))
+    high = model.rollout_buffer.coordinator_batch()
     with th.no_grad():
-        next(model.policy.actor.parameters())[0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"actor.*not saved"):
-        model.save(path)
-    assert path.read_bytes() == good
+        low = model.policy.critic.evaluate(batch.state, batch.team_skill, batch.agent_skills, batch.hidden)
+        th.testing.assert_close(low * batch.weights, batch.old_values * batch.weights, atol=1e-5, rtol=0)
+        th.testing.assert_close(model.policy.coordinator.values(high.state, high.obs), high.old_values, atol=1e-5, rtol=0)
+    assert after.abs().max() > 0
 
 
-def test_a_save_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
-    model = make_model()
-    path = tmp_path / "model.zip"
-    model.save(path)
-    good = path.read_bytes()
-    import stable_baselines3.common.save_util as save_util
+def test_advantages_without_spread_and_without_a_floor_are_zero():
+    from hmasd_sb3.policies import RandomCoordinator
 
-    def full_disk(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(save_util.th, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        model.save(path)
-    assert path.read_bytes() == good
-    assert [p.name for p in tmp_path.iterdir()] == ["model.zip"]
+    kwargs = {"hidden_size": 16, "coordinator_class": RandomCoordinator}
+    model = make_model(skill_advantage_floor=0.0, env_kwargs={"reward": 0.0}, policy_kwargs=kwargs)
+    model.learn(48)
+    assert not model.rollout_buffer.skill_advantages.any()
 
 
-def test_files_of_others_are_refused(tmp_path):
-    ppo = PPO("MultiInputPolicy", make_team_vec_env("AliceAndBob-v0", n_envs=1), n_steps=8, batch_size=8)
-    ppo.save(tmp_path / "ppo")
-    with pytest.raises(ValueError, match="was not saved by HMASD"):
-        HMASD.load(tmp_path / "ppo")
-    (tmp_path / "text.zip").write_text("no zip")
-    with pytest.raises(ValueError, match="not a model file"):
-        HMASD.load(tmp_path / "text.zip")
-    with pytest.raises(FileNotFoundError, match="no model file"):
-        HMASD.load(tmp_path / "nothing")
+def test_paper_settings_are_complete_and_run():
+    import inspect
 
-
-def test_loading_for_another_game_is_refused(tmp_path):
-    make_model().save(tmp_path / "model")
-    with pytest.raises(ValueError, match="spaces do not match"):
-        HMASD.load(tmp_path / "model", env=random_team_vec_env(4, n_agents=3))
+    settings = paper_settings("alice_and_bob", n_envs=4)
+    left_open = {"policy", "env", "stats_window_size", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model"}
+    assert set(inspect.signature(HMASD).parameters) - left_open == set(settings), "defaults must not leak into comparisons"
+    model = HMASD("MlpPolicy", random_team_vec_env(4), **{**settings, "n_steps": 8, "batch_size": 32}, device="cpu")
+    model.learn(32)
+    with pytest.raises(ValueError, match=r"no scenario '4m'; choose one of .*'3m'"):
+        paper_settings("4m")

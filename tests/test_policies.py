@@ -377,6 +377,14 @@ STATE = spaces.Box(-1, 1, (4,))
         (_dict(obs=BOX, state=STATE), spaces.Box(-np.inf, np.inf, (2, 1)), "finite bounds"),
         (_dict(obs=BOX, state=STATE, action_mask=spaces.MultiBinary((2, 4))), spaces.MultiDiscrete([2, 2]), "action_mask"),
         (_dict(obs=BOX, state=STATE, action_mask=spaces.MultiBinary((2, 1))), spaces.Box(-1, 1, (2, 1)), "discrete"),
+        (
+            _dict(obs=BOX, state=STATE, discriminator_obs=STATE),
+            spaces.MultiDiscrete([2, 2]),
+            r"'discriminator_obs' .* got \(4,\)",
+        ),
+        (_dict(obs=BOX, state=STATE, discriminator_state=BOX), spaces.MultiDiscrete([2, 2]), r"'discriminator_state'"),
+        (_dict(obs=BOX, state=STATE), spaces.MultiDiscrete([2, 2], start=[1, 1]), "count from 0"),
+        (_dict(obs=BOX, state=STATE), spaces.Box(-1, 1, (2, 1), np.int32), "floating point"),
     ],
 )
 def test_spaces_that_are_no_team_are_refused(observation, action, message):

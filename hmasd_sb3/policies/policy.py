@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
-from hmasd_sb3.normalization import ValueNorm
+from hmasd_sb3.normalization import ValueNorm, to_float
 from hmasd_sb3.policies.coordinator import SkillCoordinator, TransformerCoordinator
 from hmasd_sb3.policies.discoverer import RecurrentActor, RecurrentCritic
 from hmasd_sb3.policies.discriminators import SkillDiscriminators
@@ -65,6 +65,8 @@ class HMASDPolicy(BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.spec = TeamSpec.from_spaces(observation_space, action_space)
+        if hidden_size < 1:
+            raise ValueError(f"hidden_size must be at least 1, got {hidden_size}.")
         assert isinstance(observation_space, spaces.Dict)
         if optimizer_kwargs is None:
             optimizer_kwargs = {"eps": 1e-5} if optimizer_class is th.optim.Adam else {}
@@ -159,7 +161,7 @@ class HMASDPolicy(BasePolicy):
         """(..., N, *obs_shape) -> (..., N, O) float32."""
         obs = observation["obs"]
         n_leading = obs.dim() - len(self.observation_space["obs"].shape or ()) + 1  # type: ignore[index]
-        return obs.flatten(n_leading).to(th.float32)
+        return to_float(obs).flatten(n_leading)
 
     def act(
         self, observation: TensorDict, state: SkillState, episode_start: np.ndarray, deterministic: bool = False
@@ -184,7 +186,7 @@ class HMASDPolicy(BasePolicy):
             skill_log_probs = np.zeros((len(assigned), 1 + self.spec.n_agents), dtype=np.float32)
             if assigned.any():
                 rows = th.from_numpy(np.flatnonzero(assigned)).to(obs.device)
-                choice = self.coordinator.assign(observation["state"][rows].to(th.float32), obs[rows], deterministic)
+                choice = self.coordinator.assign(to_float(observation["state"][rows]), obs[rows], deterministic)
                 team_skill[assigned] = choice.team_skill.cpu().numpy()
                 agent_skills[assigned] = choice.agent_skills.cpu().numpy()
                 skill_log_probs[assigned] = choice.log_probs.cpu().numpy()
@@ -243,6 +245,10 @@ class HMASDPolicy(BasePolicy):
                 f"predict() needs the team's Dict observation, got {type(observation).__name__}. "
                 "Gymnasium's reset() returns (obs, info): pass only obs."
             )
+        assert isinstance(self.observation_space, spaces.Dict)
+        if set(observation) != set(self.observation_space.spaces):
+            needed = sorted(self.observation_space.spaces)
+            raise ValueError(f"The observation has the keys {sorted(observation)}, this model needs {needed}.")
         tensors, vectorized = self.obs_to_tensor(observation)
         assert isinstance(tensors, dict)
         n_envs = tensors["state"].shape[0]

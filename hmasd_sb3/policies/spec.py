@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +52,19 @@ class TeamSpec:
         n_agents, obs_dim, state_dim = _read_observations(observation_space)
         continuous, action_dim = _read_actions(action_space, n_agents)
         assert isinstance(observation_space, spaces.Dict)
+        _check_discriminator_keys(observation_space, n_agents)
         has_mask = "action_mask" in observation_space.spaces
         if has_mask:
             if continuous:
                 raise TeamSpaceError("'action_mask' was given with continuous actions; masks exist for discrete actions only.")
             _require_shape(observation_space, "action_mask", (n_agents, action_dim))
         return cls(n_agents, obs_dim, state_dim, continuous, action_dim, has_mask)
+
+
+def arriving_space(observation_space: spaces.Dict, normalized_keys: Iterable[str]) -> spaces.Dict:
+    """The observation space as values really arrive: unbounded float32 where VecNormalize acts, which keeps the old bounds."""
+    unbounded = {key: spaces.Box(-np.inf, np.inf, observation_space.spaces[key].shape, np.float32) for key in normalized_keys}
+    return spaces.Dict({**observation_space.spaces, **unbounded})
 
 
 def discriminator_space(observation_space: spaces.Dict, which: str) -> spaces.Space[Any]:
@@ -68,6 +76,15 @@ def _require_shape(observation_space: spaces.Dict, key: str, shape: tuple[int, .
     met = observation_space.spaces[key].shape
     if met != shape:
         raise TeamSpaceError(f"The observation's {key!r} must have shape {shape} (agents, actions), got {met}.")
+
+
+def _check_discriminator_keys(space: spaces.Dict, n_agents: int) -> None:
+    for key, wanted, fits in (
+        ("discriminator_obs", f"({n_agents}, size), one row per agent", lambda s: len(s) == 2 and s[0] == n_agents),
+        ("discriminator_state", "(size,)", lambda s: len(s) == 1),
+    ):
+        if key in space.spaces and not fits(space.spaces[key].shape or ()):
+            raise TeamSpaceError(f"{key!r} must have shape {wanted}, got {space.spaces[key].shape}. Reshape it in the game.")
 
 
 def _read_observations(space: spaces.Space[Any]) -> tuple[int, int, int]:
@@ -97,11 +114,19 @@ def _read_actions(space: spaces.Space[Any], n_agents: int) -> tuple[bool, int]:
                 f"All agents must have the same number of actions, got {space.nvec.tolist()}. "
                 "Pad the smaller action spaces and pass an 'action_mask'."
             )
+        if space.start.any():
+            raise TeamSpaceError(
+                f"Discrete actions must count from 0, got start={space.start.tolist()}. Shift them in the game."
+            )
         return False, int(space.nvec[0])
     if isinstance(space, spaces.Box):
         if len(space.shape) != 2 or space.shape[0] != n_agents:
             raise TeamSpaceError(
                 f"Continuous teams need a Box of shape ({n_agents}, action_dim), got shape {space.shape}. {_REMEDY}"
+            )
+        if not np.issubdtype(space.dtype, np.floating):
+            raise TeamSpaceError(
+                f"Continuous actions must be floating point, got {space.dtype}. Use discrete actions instead."
             )
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise TeamSpaceError("Continuous actions need finite bounds; give the Box finite low and high.")

@@ -1,8 +1,8 @@
 """From games to teams: PettingZoo games as Gymnasium environments, and many of them as one SB3 ``VecEnv``."""
 
-from hmasd_sb3.wrappers.convert import as_team_env
+from hmasd_sb3.wrappers.convert import as_team_env, as_team_vec_env
 from hmasd_sb3.wrappers.gym_vector import GymVectorTeamVecEnv
 from hmasd_sb3.wrappers.team_env import TeamEnv
 from hmasd_sb3.wrappers.vec import make_team_vec_env
 
-__all__ = ["GymVectorTeamVecEnv", "TeamEnv", "as_team_env", "make_team_vec_env"]
+__all__ = ["GymVectorTeamVecEnv", "TeamEnv", "as_team_env", "as_team_vec_env", "make_team_vec_env"]

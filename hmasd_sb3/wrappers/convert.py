@@ -7,6 +7,9 @@ from typing import Any
 import gymnasium as gym
 from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import aec_to_parallel
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from hmasd_sb3.wrappers.team_env import TeamEnv
 from hmasd_sb3.wrappers.team_spaces import check_team_spaces
@@ -33,6 +36,22 @@ def as_team_env(env: Any) -> gym.Env[Any, Any]:
     if isinstance(env, gym.Env):
         check_team_spaces(env.observation_space, env.action_space)
         return env
+    hint = " Pass a function that makes games to make_team_vec_env(function, n_envs)." if callable(env) else ""
     raise TypeError(
-        f"A game must be a PettingZoo ParallelEnv or AECEnv, or a Gymnasium environment over teams; got {type(env).__name__}."
+        "A game must be a PettingZoo ParallelEnv or AECEnv, or a Gymnasium environment over teams; got "
+        f"{type(env).__name__}.{hint}"
     )
+
+
+def as_team_vec_env(env: Any, monitor: bool = True) -> VecEnv:
+    """Make a vector environment of one team, without touching its observations.
+
+    Stable-Baselines3's own wrapping would take the agent axis of a picture for its channels.
+
+    :param env: see :func:`as_team_env`
+    :param monitor: whether to report episodes by SB3's ``Monitor``, unless one is there already
+    """
+    team = as_team_env(env)
+    if monitor and not is_wrapped(team, Monitor):
+        team = Monitor(team)
+    return DummyVecEnv([lambda: team])
