@@ -129,7 +129,7 @@ class HMASD(SynchronisedAlgorithm):
         team_reward_coef: float | Schedule = 1.0,
         team_diversity_coef: float | Schedule = 0.1,
         agent_diversity_coef: float | Schedule = 0.2,
-        skill_ent_coef: float | Schedule = LinearSchedule(0.1, 0.01, 1.0),  # noqa: B008
+        skill_ent_coef: float | Schedule = LinearSchedule(0.05, 0.01, 1.0),  # noqa: B008
         skill_n_epochs: int = 15,
         skill_gamma: float = 0.99,
         skill_target_kl: float | None = 0.05,
@@ -154,7 +154,7 @@ class HMASD(SynchronisedAlgorithm):
         policy_class = resolve_policy(policy, self.policy_aliases, HMASDPolicy)
         check_policy_kwargs(policy_class, policy_kwargs)
         super().__init__(
-            policy_class,  # type: ignore[arg-type]
+            policy_class,
             make_team_vec_env(env, n_envs=1) if isinstance(env, str) else env,
             learning_rate=learning_rate,
             n_steps=n_steps,
