@@ -47,8 +47,6 @@ from hmasd_sb3.validation import (
 )
 from hmasd_sb3.wrappers import as_team_vec_env, make_team_vec_env
 
-ROLLOUT_END_MODES = ("continue", "reassign")
-
 
 class HMASD(SynchronisedAlgorithm):
     """Hierarchical Multi-Agent Skill Discovery (Yang et al., NeurIPS 2023).
@@ -219,8 +217,6 @@ class HMASD(SynchronisedAlgorithm):
 
     def _setup_model(self) -> None:
         check_hyperparameters(self.__dict__)
-        if self.skill_at_rollout_end not in ROLLOUT_END_MODES:
-            raise ValueError(f"skill_at_rollout_end must be one of {ROLLOUT_END_MODES}, got {self.skill_at_rollout_end!r}.")
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._schedules = {name: FloatSchedule(getattr(self, name)) for name in SCHEDULED if getattr(self, name) is not None}

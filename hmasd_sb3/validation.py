@@ -41,6 +41,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "skill_target_kl": (lambda x: x > 0.0, "above 0, or None for no limit"),
 }
 _OPTIONAL = ("target_kl", "skill_target_kl")
+_CHOICES: dict[str, tuple[str, ...]] = {"skill_at_rollout_end": ("continue", "reassign")}
 SCHEDULED: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda x: x >= 0.0, "at least 0"),
     "discriminator_learning_rate": (lambda x: x >= 0.0, "at least 0"),
@@ -65,6 +66,9 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
         value = values[name]
         if not _is_integer(value) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {values[name]!r}.")
     for name, (holds, wanted) in _RANGES.items():
         value = values[name]
         if not (value is None and name in _OPTIONAL):

@@ -182,6 +182,12 @@ def test_running_statistics_follow_the_rollouts():
     assert float(policy.discriminators.obs_scaler.count) == 48 * 2
 
 
+def test_ends_of_an_earlier_rollout_are_forgotten():
+    """Guards: last observations of the rollout before, put where this one has no end."""
+    buffer = collected(rollouts=3).rollout_buffer
+    assert sorted([row.step, row.env] for row in buffer.terminal_rows) == np.argwhere(buffer.episode_ends).tolist()
+
+
 # ---------------------------------------------------------------- what each network's update minimises
 
 SETTINGS = PPOSettings(
@@ -304,6 +310,7 @@ def test_discriminators_minimise_cross_entropy_of_matching_rows(moved):
     """Guards: skills taken from other rows or steps than the states; training noise that is never added; the norm limit."""
     model, steps = moved()
     buffer, policy = model.rollout_buffer, model.policy
+    buffer.team_skill[:] = np.random.default_rng(0).integers(2, size=(12, 4))
     state, obs = (th.from_numpy(buffer.successors(key)).flatten(0, 1) for key in ("state", "obs"))
     team_skill, agent_skills = (th.from_numpy(a).flatten(0, 1) for a in (buffer.team_skill, buffer.agent_skills))
     with th.no_grad():
