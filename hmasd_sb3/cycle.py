@@ -61,6 +61,9 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         """Begin a rollout with the current policy; an unfinished one is dropped."""
         self._gate.open()
         self.rollout_buffer.reset()
+        assert self.skill_state is not None
+        if self.skill_at_rollout_end == "reassign":
+            self.skill_state = self.skill_state._replace(steps_left=np.zeros_like(self.skill_state.steps_left))
 
     def disable_data_collection(self) -> None:
         """End the rollout: no sample is accepted until collection is enabled again."""
@@ -91,9 +94,6 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         """
         self.policy.set_training_mode(False)
         self.enable_data_collection()
-        assert self.skill_state is not None
-        if self.skill_at_rollout_end == "reassign":
-            self.skill_state = self.skill_state._replace(steps_left=np.zeros_like(self.skill_state.steps_left))
         assert isinstance(self._last_obs, dict)
         check_transition(self._last_obs, None, self.num_timesteps)  # a reset may have come just before
         callback.on_rollout_start()
@@ -137,8 +137,8 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         :raises InvalidTransitionError: when something is not finite
         :raises SyncError: when the sample may not enter this rollout
         """
-        self.num_timesteps += self.n_envs
-        check_transition(new_obs, rewards, self.num_timesteps)
+        timestep = self.num_timesteps + self.n_envs
+        check_transition(new_obs, rewards, timestep)
         dones = np.asarray(dones, dtype=bool)
         truncated = np.zeros_like(dones)
         terminal_rows: list[TerminalRow] = []
@@ -151,7 +151,7 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
                     check_transition(
                         {key: np.asarray(value)[None] for key, value in last.items()},
                         None,
-                        self.num_timesteps,
+                        timestep,
                         "terminal_observation",
                         env_index,
                     )
@@ -165,6 +165,7 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
             truncated,
             terminal_rows,
         )
+        self.num_timesteps = timestep
         self._last_obs = new_obs
         self._last_episode_starts = dones
         self.skill_state = decision.state

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.cycle import SynchronisedAlgorithm
+from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.policies.policy import NETWORKS, HMASDPolicy
 from hmasd_sb3.policies.spec import TeamSpec, arriving_space
 from hmasd_sb3.reporting import InertTeamSkillWatch, log_rollout, log_update
@@ -253,7 +254,7 @@ class HMASD(SynchronisedAlgorithm):
         self._inert_watch = InertTeamSkillWatch()
 
     def _check_batch_size(self) -> int:
-        """Environment steps per minibatch (checked when it is used: a loaded model may only be meant to play)."""
+        # Checked when used, not when set up: a model may be loaded with fewer environments only to be evaluated.
         return resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
 
     def scheduled(self, name: str) -> float:
@@ -292,7 +293,11 @@ class HMASD(SynchronisedAlgorithm):
             self._inert_watch.look(report)
         self.policy.set_training_mode(True)
         self._set_learning_rates()
-        stats = self._update_networks()
+        try:
+            stats = self._update_networks()
+        except NonFiniteError as error:
+            self._gate.abandon_update()
+            raise NonFiniteError(f"Update {self.policy_version + 1}, timestep {self.num_timesteps}: {error}") from error
         self._n_updates += 1
         self._gate.finish_update()
         log_update(self.logger, self.policy, stats, self._gate)

@@ -55,9 +55,10 @@ def log_update(logger: Logger, policy: HMASDPolicy, stats: dict[str, UpdateStats
 def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer) -> dict[str, float]:
     """How skills are used and whether they can be told apart; all figures of this rollout.
 
-    ``*_accuracy`` are discriminator accuracies on clean inputs, to be read against ``*_chance`` (the share of the most
-    frequent skill: what guessing would reach). ``team_skill_information`` is the mutual information between Z and the
-    agents' skills in nats (0: Z is inert, at most ln n_Z). ``redundancy`` is the share of agent pairs given one skill.
+    ``*_accuracy`` are discriminator accuracies on clean inputs, to be read against ``*_chance``: what guessing the most
+    frequent skill would reach (for agents: the most frequent under the running team skill, which q_d is told).
+    ``team_skill_information`` is the mutual information between Z and the agents' skills in nats (0: Z is inert, at most
+    ln n_Z). ``redundancy`` is the share of agent pairs given one skill.
     """
     with th.no_grad():
         pairs = buffer.discriminator_data()
@@ -75,9 +76,12 @@ def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer) -> dict[str, f
     ):
         usage = np.bincount(skills.ravel(), minlength=size) / skills.size
         used = usage[usage > 0]
-        report[f"{name}_chance"] = float(usage.max())
         report[f"{name}_usage_entropy"] = float(-(used * np.log(used)).sum())
     n_agents = buffer.agent_skills.shape[-1]
+    together = np.zeros((policy.n_team_skills, policy.n_agent_skills))
+    np.add.at(together, (np.repeat(buffer.team_skill.ravel(), n_agents), buffer.agent_skills.ravel()), 1.0)
+    report["team_chance"] = float(together.sum(axis=1).max() / together.sum())
+    report["agent_chance"] = float(together.max(axis=1).sum() / together.sum())
     if n_agents > 1 and buffer.assigned.any():
         given = buffer.agent_skills[buffer.assigned]
         same = (given[:, :, None] == given[:, None, :]).sum(axis=(1, 2)) - n_agents

@@ -102,6 +102,10 @@ class SyncGate:
             )
         self._phase_start = time.perf_counter()
 
+    def abandon_update(self) -> None:
+        """After an update that broke off: its batch is spent, since some networks may have learnt from it already."""
+        self.contributions[:] = 0
+
     def finish_update(self) -> None:
         """Move on to the next policy version."""
         self.update_time = time.perf_counter() - self._phase_start

@@ -128,10 +128,11 @@ def test_tensorboard_groups_are_complete(tmp_path):
     assert [e.value for e in events.Scalars("sync/samples_collected")] == [48.0, 48.0]
 
 
-def test_cycle_by_hand_gives_the_same_weights_as_learn():
-    learnt = make_model()
+@pytest.mark.parametrize("mode", ["continue", "reassign"])
+def test_cycle_by_hand_gives_the_same_weights_as_learn(mode):
+    learnt = make_model(skill_at_rollout_end=mode)
     learnt.learn(48 * 3)
-    model = make_model()
+    model = make_model(skill_at_rollout_end=mode)
     model.start_cycle(48 * 3)
     while model.num_timesteps < 48 * 3:
         model.enable_data_collection()

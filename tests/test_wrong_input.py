@@ -9,6 +9,7 @@ from teams import FAST, RandomTeam, make_model, parameters_of, random_team_vec_e
 
 from hmasd_sb3 import HMASD, make_team_vec_env
 from hmasd_sb3.policies.flat import NonFiniteError
+from hmasd_sb3.sync import SyncError
 from hmasd_sb3.validation import InvalidTransitionError
 
 
@@ -101,8 +102,10 @@ def test_nan_in_a_loss_names_the_network_and_keeps_the_parameters():
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 12)
     before = parameters_of(model)
     model.rollout_buffer.log_probs[3, 1, 0] = np.nan
-    with pytest.raises(NonFiniteError, match="actor's loss is nan"):
+    with pytest.raises(NonFiniteError, match="Update 1, timestep 48: The actor's loss is nan"):
         model.sync_update()
+    with pytest.raises(SyncError, match="only 0 were collected"):
+        model.sync_update()  # the batch is spent: earlier networks have learnt from it
     after = parameters_of(model)
     assert all(th.equal(after[n], before[n]) for n in after if n.startswith("actor"))
 
@@ -162,6 +165,7 @@ def test_loading_for_another_game_is_refused(tmp_path):
         (lambda: HMASD("MlpPolicy", "AliceAndBob-v7"), ValueError, "AliceAndBob-v0"),
         (lambda: make_model(policy_kwargs={"hiden_size": 8}), ValueError, "no 'hiden_size'.*Did you mean 'hidden_size'"),
         (lambda: make_model(policy_kwargs={"hidden_size": 0}), ValueError, "hidden_size must be at least 1"),
+        (lambda: make_model(policy_kwargs={"value_norm_beta": 1.0}), ValueError, "value_norm_beta must be in"),
         (lambda: make_model().predict({"obs": np.zeros((2, 3))}), ValueError, r"keys \['obs'\], this model needs"),
     ],
 )

@@ -67,6 +67,8 @@ class HMASDPolicy(BasePolicy):
         self.spec = TeamSpec.from_spaces(observation_space, action_space)
         if hidden_size < 1:
             raise ValueError(f"hidden_size must be at least 1, got {hidden_size}.")
+        if not 0.0 <= value_norm_beta < 1.0:
+            raise ValueError(f"value_norm_beta must be in [0, 1), got {value_norm_beta}.")
         assert isinstance(observation_space, spaces.Dict)
         if optimizer_kwargs is None:
             optimizer_kwargs = {"eps": 1e-5} if optimizer_class is th.optim.Adam else {}
