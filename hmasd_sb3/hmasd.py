@@ -262,9 +262,7 @@ class HMASD(SynchronisedAlgorithm):
 
         :raises ValueError: if the schedule has left the range that the hyperparameter allows
         """
-        value = self._schedules[name](self._current_progress_remaining)
-        check_scheduled(name, value)
-        return value
+        return check_scheduled(name, self._schedules[name](self._current_progress_remaining))
 
     def enable_data_collection(self) -> None:
         """Begin a rollout with the current policy; an unfinished one is dropped."""
@@ -365,8 +363,6 @@ class HMASD(SynchronisedAlgorithm):
         """Train for at least ``total_timesteps`` environment steps (all agents acting once in one environment is one)."""
         self._check_batch_size()
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-    # ------------------------------------------------------------------ saving and loading
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_gate", "_schedules", "_critic_hidden", "_inert_watch"]

@@ -80,12 +80,13 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
         _check_number(name, value(1.0) if callable(value) else value, holds, wanted)
 
 
-def check_scheduled(name: str, value: float) -> None:
-    """Check what a schedule gives now.
+def check_scheduled(name: str, value: float) -> float:
+    """Check what a schedule gives now, and return it.
 
     :raises ValueError: naming the hyperparameter, the value met and what is allowed
     """
     _check_number(name, value, *SCHEDULED[name])
+    return value
 
 
 def resolve_policy(policy: str | type, aliases: Mapping[str, type], base: type) -> Any:
