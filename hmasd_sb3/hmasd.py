@@ -6,6 +6,7 @@ in ``rollouts.py`` (rewards, values, advantages) and ``updates.py`` (one functio
 
 from __future__ import annotations
 
+import copy
 import io
 import pathlib
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ from hmasd_sb3.policies.spec import TeamSpec, arriving_space
 from hmasd_sb3.reporting import InertTeamSkillWatch, log_rollout, log_update
 from hmasd_sb3.rollouts import ReturnSettings, evaluate_rollout
 from hmasd_sb3.saving import check_is_ours, check_parameters_finite, save_atomically
-from hmasd_sb3.schedules import ExponentialSchedule
+from hmasd_sb3.schedules import ConfusionGatedNoise
 from hmasd_sb3.sync import SyncGate
 from hmasd_sb3.type_aliases import UpdateStats
 from hmasd_sb3.updates import (
@@ -93,7 +94,8 @@ class HMASD(SynchronisedAlgorithm):
     :param discriminator_learning_rate: (*schedule*)
     :param discriminator_n_updates: gradient steps of the discriminators per rollout
     :param discriminator_batch_size: environment steps per such gradient step
-    :param discriminator_noise: Gaussian noise on the discriminators' scaled training inputs (*schedule*)
+    :param discriminator_noise: Gaussian noise on the discriminators' scaled training inputs (*schedule*); by default it
+        follows how well skills can be told apart, see :class:`~hmasd_sb3.ConfusionGatedNoise`
     :param stats_window_size: episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log, or None
     :param policy_kwargs: further arguments of the policy class
@@ -141,7 +143,7 @@ class HMASD(SynchronisedAlgorithm):
         discriminator_learning_rate: float | Schedule = LinearSchedule(1e-3, 1e-4, 1.0),  # noqa: B008
         discriminator_n_updates: int = 15,
         discriminator_batch_size: int = 2048,
-        discriminator_noise: float | Schedule = ExponentialSchedule(0.3, 1.0, 0.3125),  # noqa: B008
+        discriminator_noise: float | Schedule = ConfusionGatedNoise(),  # noqa: B008  (copied below)
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -197,7 +199,8 @@ class HMASD(SynchronisedAlgorithm):
         self.discriminator_learning_rate = discriminator_learning_rate
         self.discriminator_n_updates = discriminator_n_updates
         self.discriminator_batch_size = discriminator_batch_size
-        self.discriminator_noise = discriminator_noise
+        # A copy, since it may carry a state of its own that models must not share.
+        self.discriminator_noise = copy.deepcopy(discriminator_noise)
         if _init_setup_model:
             if self.env is None:
                 raise ValueError("HMASD needs an environment; only HMASD.load(path) works without one.")
@@ -287,6 +290,8 @@ class HMASD(SynchronisedAlgorithm):
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
         )
         report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats)
+        if isinstance(self.discriminator_noise, ConfusionGatedNoise):
+            self.discriminator_noise.observe(report["agent_worst_accuracy"])
         if self.n_team_skills > 1 and self.scheduled("team_diversity_coef") > 0.0:
             self._inert_watch.look(report)
         self.policy.set_training_mode(True)

@@ -57,15 +57,19 @@ def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer) -> dict[str, f
 
     ``*_accuracy`` are discriminator accuracies on clean inputs, to be read against ``*_chance``: what guessing the most
     frequent skill would reach (for agents: the most frequent under the running team skill, which q_d is told).
-    ``team_skill_information`` is the mutual information between Z and the agents' skills in nats (0: Z is inert, at most
-    ln n_Z). ``redundancy`` is the share of agent pairs given one skill.
+    ``agent_worst_accuracy`` is that of the individual skill recognised least. ``team_skill_information`` is the mutual
+    information between Z and the agents' skills in nats (0: Z is inert, at most ln n_Z). ``redundancy`` is the share of
+    agent pairs given one skill.
     """
     with th.no_grad():
         pairs = buffer.discriminator_data()
         team_logits, agent_logits = policy.discriminators.logits(pairs.state, pairs.obs, pairs.team_skill)
+        agent_skills = pairs.agent_skills.cpu().numpy()
+        recognised = agent_logits.argmax(-1).cpu().numpy() == agent_skills
         report = {
             "team_accuracy": float((team_logits.argmax(-1) == pairs.team_skill).float().mean()),
-            "agent_accuracy": float((agent_logits.argmax(-1) == pairs.agent_skills).float().mean()),
+            "agent_accuracy": float(recognised.mean()),
+            "agent_worst_accuracy": float(min(recognised[agent_skills == skill].mean() for skill in np.unique(agent_skills))),
         }
         batch = buffer.coordinator_batch()
         if batch is not None:

@@ -28,3 +28,45 @@ class ExponentialSchedule:
 
     def __repr__(self) -> str:
         return f"ExponentialSchedule(start={self.start}, end={self.end}, end_fraction={self.end_fraction})"
+
+
+class ConfusionGatedNoise:
+    """Noise on the discriminators' training inputs that follows how well skills can be told apart.
+
+    Small noise lets two skills that sit together earn something by moving one step apart; large noise keeps pulling skills
+    apart that small noise could no longer improve. Neither fits all of training, nor every run: so the level shrinks while
+    the worst recognised skill is confused with another one, and grows while all are told apart.
+
+    :param low: least level, and the one at the start
+    :param high: largest level
+    :param accuracy: share of a skill's steps at which it must be recognised to count as told apart
+    :param growth: factor per update while all skills are
+    :param shrink: factor per update while one is not
+    :raises ValueError: outside 0 < low <= high, 0 < accuracy < 1, growth >= 1, 0 < shrink <= 1
+    """
+
+    def __init__(
+        self, low: float = 0.3, high: float = 1.0, accuracy: float = 0.7, growth: float = 1.04, shrink: float = 0.9
+    ) -> None:
+        if not (0 < low <= high and 0 < accuracy < 1 and growth >= 1 and 0 < shrink <= 1):
+            raise ValueError(
+                "ConfusionGatedNoise needs 0 < low <= high, 0 < accuracy < 1, growth >= 1 and 0 < shrink <= 1, got "
+                f"low={low}, high={high}, accuracy={accuracy}, growth={growth}, shrink={shrink}."
+            )
+        self.low, self.high, self.accuracy = low, high, accuracy
+        self.growth, self.shrink = growth, shrink
+        self.level = low
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.level
+
+    def observe(self, worst_accuracy: float) -> None:
+        """Move the level by one update.
+
+        :param worst_accuracy: accuracy of the discriminator on the skill that it recognises least
+        """
+        factor = self.growth if worst_accuracy >= self.accuracy else self.shrink
+        self.level = min(self.high, max(self.low, self.level * factor))
+
+    def __repr__(self) -> str:
+        return f"ConfusionGatedNoise(low={self.low}, high={self.high}, accuracy={self.accuracy}, level={self.level:.3f})"

@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 from teams import FAST, RandomTeam, make_model, parameters_of, random_team_vec_env, randomise, same
 
-from hmasd_sb3 import HMASD, paper_settings
+from hmasd_sb3 import HMASD, ConfusionGatedNoise, paper_settings
 from hmasd_sb3.schedules import ExponentialSchedule
 from hmasd_sb3.type_aliases import SegmentEnd
 
@@ -344,3 +344,34 @@ def test_paper_settings_are_complete_and_run():
     model.learn(32)
     with pytest.raises(ValueError, match=r"no scenario '4m'; choose one of .*'3m'"):
         paper_settings("4m")
+
+
+def test_noise_grows_while_skills_are_told_apart_and_shrinks_while_they_are_confused():
+    noise = ConfusionGatedNoise(low=0.3, high=1.0, accuracy=0.7, growth=1.1, shrink=0.5)
+    assert noise(1.0) == 0.3
+    noise.observe(0.7)
+    assert noise(0.5) == pytest.approx(0.33)
+    for _ in range(50):
+        noise.observe(0.9)
+    assert noise(0.0) == 1.0
+    noise.observe(0.69)
+    assert noise(0.0) == 0.5
+    for _ in range(5):
+        noise.observe(0.0)
+    assert noise(0.0) == 0.3
+    with pytest.raises(ValueError, match="needs 0 < low <= high"):
+        ConfusionGatedNoise(low=2.0)
+
+
+def test_the_default_noise_follows_the_run_and_belongs_to_one_model(tmp_path):
+    first, second = make_model(), make_model()
+    assert first.discriminator_noise is not second.discriminator_noise
+    first.discriminator_noise.accuracy = 0.01  # everything counts as told apart
+    first.learn(48 * 3)
+    levels = [0.3 * 1.04**n for n in range(4)]
+    assert first.discriminator_noise.level == pytest.approx(levels[3])
+    assert second.discriminator_noise.level == 0.3
+    assert first.logger.name_to_value["train/discriminators_noise"] == pytest.approx(levels[3])
+    first.save(tmp_path / "model")
+    loaded = HMASD.load(tmp_path / "model", random_team_vec_env(4), "cpu")
+    assert loaded.scheduled("discriminator_noise") == pytest.approx(levels[3])

@@ -100,3 +100,8 @@ def test_accuracy_is_that_of_the_discriminators_on_true_successors():
         team, agents = model.policy.discriminators.logits(pairs.state, pairs.obs, pairs.team_skill)
     assert report["team_accuracy"] == pytest.approx((team.argmax(-1) == pairs.team_skill).float().mean().item())
     assert report["agent_accuracy"] == pytest.approx((agents.argmax(-1) == pairs.agent_skills).float().mean().item())
+    by_skill = [
+        (agents.argmax(-1) == pairs.agent_skills)[pairs.agent_skills == skill].float().mean().item()
+        for skill in pairs.agent_skills.unique()
+    ]
+    assert report["agent_worst_accuracy"] == pytest.approx(min(by_skill))
