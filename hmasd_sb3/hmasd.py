@@ -199,13 +199,12 @@ class HMASD(SynchronisedAlgorithm):
         self.discriminator_learning_rate = discriminator_learning_rate
         self.discriminator_n_updates = discriminator_n_updates
         self.discriminator_batch_size = discriminator_batch_size
-        # A copy, since it may carry a state of its own that models must not share.
-        self.discriminator_noise = copy.deepcopy(discriminator_noise)
+        self.discriminator_noise = copy.deepcopy(discriminator_noise)  # its state, if any, is this model's own
         if _init_setup_model:
             if self.env is None:
                 raise ValueError("HMASD needs an environment; only HMASD.load(path) works without one.")
             self._setup_model()
-            self._check_batch_size()
+            resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
 
     # ------------------------------------------------------------------ set-up
 
@@ -255,10 +254,6 @@ class HMASD(SynchronisedAlgorithm):
             self.skill_state = self.policy.initial_skill_state(self.n_envs)
         self._critic_hidden = th.zeros(self.n_envs, self.policy.hidden_size, device=self.device)
         self._inert_watch = InertTeamSkillWatch()
-
-    def _check_batch_size(self) -> int:
-        # Checked when used, not when set up: a model may be loaded with fewer environments only to be evaluated.
-        return resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
 
     def scheduled(self, name: str) -> float:
         """Value in force now of a hyperparameter that takes a schedule.
@@ -322,7 +317,7 @@ class HMASD(SynchronisedAlgorithm):
     def _ppo_settings(self, n_epochs: int, ent_coef: str, target_kl: float | None) -> PPOSettings:
         return PPOSettings(
             n_epochs=n_epochs,
-            batch_size=self._check_batch_size(),
+            batch_size=resolve_batch_size(self.batch_size, self.n_steps, self.n_envs),
             sequence_length=min(self.sequence_length, self.n_steps),
             clip_range=self.scheduled("clip_range"),
             clip_range_vf=None if self.clip_range_vf is None else self.scheduled("clip_range_vf"),
@@ -366,7 +361,8 @@ class HMASD(SynchronisedAlgorithm):
         progress_bar: bool = False,
     ) -> HMASD:
         """Train for at least ``total_timesteps`` environment steps (all agents acting once in one environment is one)."""
-        self._check_batch_size()
+        # Not checked by load(): a model may be loaded with fewer environments only to be evaluated.
+        resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
