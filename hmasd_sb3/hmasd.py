@@ -111,7 +111,7 @@ class HMASD(SynchronisedAlgorithm):
         self,
         policy: str | type[HMASDPolicy],
         env: GymEnv | str | Any,
-        learning_rate: float | Schedule = LinearSchedule(5e-4, 5e-5, 1.0),  # noqa: B008  (stateless)
+        learning_rate: float | Schedule = LinearSchedule(1e-3, 5e-5, 1.0),  # noqa: B008  (stateless)
         n_steps: int = 100,
         batch_size: int | None = None,
         n_epochs: int = 5,
