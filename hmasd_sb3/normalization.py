@@ -32,7 +32,7 @@ class ValueNorm(nn.Module):
     square_sum: th.Tensor
     weight_sum: th.Tensor
 
-    def __init__(self, beta: float = 0.99, enabled: bool = True, epsilon: float = 1e-5, min_std: float = 0.1) -> None:
+    def __init__(self, beta: float = 0.9, enabled: bool = True, epsilon: float = 1e-5, min_std: float = 0.1) -> None:
         super().__init__()
         self.beta = beta
         self.enabled = enabled

@@ -46,7 +46,7 @@ class ConfusionGatedNoise:
     """
 
     def __init__(
-        self, low: float = 0.3, high: float = 1.0, accuracy: float = 0.55, growth: float = 1.04, shrink: float = 0.9
+        self, low: float = 0.4, high: float = 1.5, accuracy: float = 0.55, growth: float = 1.06, shrink: float = 0.9
     ) -> None:
         if not (0 < low <= high and 0 < accuracy < 1 and growth >= 1 and 0 < shrink <= 1):
             raise ValueError(

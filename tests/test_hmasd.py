@@ -368,9 +368,9 @@ def test_the_default_noise_follows_the_run_and_belongs_to_one_model(tmp_path):
     assert first.discriminator_noise is not second.discriminator_noise
     first.discriminator_noise.accuracy = 0.01  # everything counts as told apart
     first.learn(48 * 3)
-    levels = [0.3 * 1.04**n for n in range(4)]
+    levels = [0.4 * 1.06**n for n in range(4)]
     assert first.discriminator_noise.level == pytest.approx(levels[3])
-    assert second.discriminator_noise.level == 0.3
+    assert second.discriminator_noise.level == 0.4
     assert first.logger.name_to_value["train/discriminators_noise"] == pytest.approx(levels[3])
     first.save(tmp_path / "model")
     loaded = HMASD.load(tmp_path / "model", random_team_vec_env(4), "cpu")

@@ -58,7 +58,7 @@ class HMASDPolicy(BasePolicy):
         critic_sees_agent_skills: bool = True,
         log_std_init: float = -0.5,
         value_norm: bool = True,
-        value_norm_beta: float = 0.99,
+        value_norm_beta: float = 0.9,
         coordinator_class: type[SkillCoordinator] = TransformerCoordinator,
         coordinator_kwargs: dict[str, Any] | None = None,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
