@@ -127,7 +127,8 @@ def test_high_level_targets_in_every_case(bootstrap):
             np.testing.assert_allclose(buffer.skill_value_outputs[start, b] * std + mean, here, atol=1e-4)
             np.testing.assert_allclose(buffer.skill_returns[start, b], running + here, atol=1e-4)
             all_returns.append(running + here)
-    expected = (0.99 * sums[0] + 0.01 * np.mean(all_returns)) / (0.99 * sums[1] + 0.01)
+    beta = policy.high_value_norm.beta
+    expected = (beta * sums[0] + (1 - beta) * np.mean(all_returns)) / (beta * sums[1] + 1 - beta)
     assert policy.high_value_norm.statistics()[0] == pytest.approx(expected, abs=1e-4)
 
 
