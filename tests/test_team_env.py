@@ -35,8 +35,8 @@ class Random(TeamEnv):
     """Draws legal actions only, as checkers sample without looking at masks."""
 
     def step(self, action: Any) -> Any:
-        if self._has_mask:
-            action = self._legal.argmax(axis=1)
+        if self._masks.exist:
+            action = self._masks.legal.argmax(axis=1)
         return super().step(action)
 
 
@@ -92,7 +92,7 @@ def test_float64_becomes_float32_and_uint8_stays() -> None:
     observation, _ = team.reset(seed=0)
     assert observation["obs"].dtype == team.observation_space["obs"].dtype == np.uint8
     assert observation["obs"].shape == (2, 4, 5, 3)
-    assert observation["state"].dtype == np.float32
+    assert observation["state"].dtype == np.uint8
 
     team = TeamEnv(ContinuousGame())
     assert team.observation_space["obs"].dtype == np.float32
@@ -138,7 +138,7 @@ def test_observations_do_not_change_once_returned() -> None:
 
 
 def test_discriminator_views_are_optional() -> None:
-    assert set(TeamEnv(TimeLimitGame()).observation_space.spaces) == {"obs", "state"}
+    assert set(TeamEnv(TimeLimitGame()).observation_space.spaces) == {"obs", "state", "agent_mask"}
     team = TeamEnv(alice_and_bob())
     observation, _ = team.reset(seed=0)
     for index, agent in enumerate(team.possible_agents):

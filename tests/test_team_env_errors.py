@@ -26,21 +26,23 @@ def edited(**methods: Any) -> TinyGame:
     ("make", "message"),
     [
         (
-            lambda: edited(make_observation_space=lambda self: spaces.Tuple([spaces.Discrete(2)])),
-            "must be a Box.*Tuple",
+            lambda: edited(make_observation_space=lambda self: spaces.Tuple([spaces.Sequence(spaces.Discrete(2))])),
+            "fixed size.*'agent_0' holds Sequence",
         ),
-        (lambda: edited(make_observation_space=lambda self: spaces.Discrete(2)), "must be a Box"),
-        (lambda: edited(make_observation_space=lambda self: spaces.Dict(a=spaces.Discrete(2))), "action_mask"),
+        (lambda: edited(make_observation_space=lambda self: spaces.Text(5)), "fixed size.*Text"),
+        (
+            lambda: edited(make_observation_space=lambda self: spaces.Dict(action_mask=spaces.MultiBinary(2))),
+            "nothing but an 'action_mask'",
+        ),
         (lambda: edited(make_action_space=lambda self: spaces.MultiDiscrete([2, 3])), "MultiDiscrete.*one Discrete"),
-        (lambda: edited(make_action_space=lambda self: spaces.Box(-1, 1, (2, 2))), "one axis"),
         (lambda: edited(make_action_space=lambda self: spaces.Box(0, 5, (2,), np.int64)), "floats"),
         (
-            lambda: edited(observation_space=lambda self, a: spaces.Box(0, 1, (3 + int(a[-1]),))),
-            "same observation space.*'agent_0' has.*'agent_1' has.*pad_observations",
+            lambda: edited(observation_space=lambda self, a: spaces.Box(0, 255, (8, 8 + int(a[-1]), 3), np.uint8)),
+            "pictures must have one size.*resize",
         ),
         (
-            lambda: edited(action_space=lambda self, a: spaces.Discrete(2 + int(a[-1]))),
-            "same action space.*'agent_1' has Discrete.3.*action_mask",
+            lambda: edited(action_space=lambda self, a: spaces.Discrete(2) if a == "agent_0" else spaces.Box(-1, 1, (2,))),
+            "share one policy; 'agent_0' has Discrete.2. and 'agent_1' has Box",
         ),
         (lambda: edited(discriminator_obs=lambda self, a: np.zeros(2)), "discriminator_obs_space"),
         (lambda: edited(discriminator_state=lambda self: np.zeros(2)), "discriminator_state_space must be"),
@@ -74,27 +76,51 @@ def test_absent_or_nameless_agents_are_refused() -> None:
             self.agents = ["agent_1"]
             return result
 
-    with pytest.raises(ValueError, match=r"left out \['agent_0'\]"):
-        TeamEnv(Absent())
+    with pytest.raises(ValueError, match=r"\['agent_0'\] left.*agent_mask=True"):
+        TeamEnv(Absent(), agent_mask=False)
+
+    class Empty(TimeLimitGame):
+        def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            result = super().reset(seed, options)
+            self.agents = []
+            return result
+
+    with pytest.raises(ValueError, match="without agents"):
+        TeamEnv(Empty())
     game = TimeLimitGame()
     game.possible_agents = []
     with pytest.raises(ValueError, match="possible_agents"):
         TeamEnv(game)
 
 
-@pytest.mark.parametrize("how", ["terminated", "truncated", "unreported", "gone"])
-def test_an_agent_that_leaves_early_is_refused_by_name(how: str) -> None:
-    class Leaving(TimeLimitGame):
-        def step(self, actions: dict[str, Any]) -> Any:
-            observations, rewards, terminations, truncations, infos = super().step(actions)
-            self.agents = ["agent_1"]
-            terminations["agent_0"], truncations["agent_0"] = how == "terminated", how == "truncated"
-            if how == "unreported":
-                del terminations["agent_0"], truncations["agent_0"]
-            return observations, rewards, terminations, truncations, infos
+class Leaving(TimeLimitGame):
+    """Agent 0 is gone after the first step; ``how`` says what the game reports about it."""
 
-    with pytest.raises(ValueError, match=r"\['agent_0'\] left before the others.*black_death"):
-        step_once(TeamEnv(Leaving()))
+    how = "terminated"
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        observations, rewards, terminations, truncations, infos = super().step(actions)
+        self.agents = ["agent_1"]
+        terminations["agent_0"], truncations["agent_0"] = self.how == "terminated", self.how == "truncated"
+        if self.how == "unreported":
+            del terminations["agent_0"], truncations["agent_0"]
+        return observations, rewards, terminations, truncations, infos
+
+
+@pytest.mark.parametrize("how", ["terminated", "truncated"])
+def test_an_agent_that_leaves_although_none_may_is_refused_by_name(how: str) -> None:
+    game = Leaving()
+    game.how = how
+    with pytest.raises(ValueError, match=r"agents were said to stay.*\['agent_0'\] left.*agent_mask=True"):
+        step_once(TeamEnv(game, agent_mask=False))
+
+
+@pytest.mark.parametrize(("how", "message"), [("unreported", "did not say whether 'agent_0'"), ("gone", "took 'agent_0' out")])
+def test_an_agent_that_leaves_without_a_word_is_refused_by_name(how: str, message: str) -> None:
+    game = Leaving()
+    game.how = how
+    with pytest.raises(ValueError, match=message):
+        step_once(TeamEnv(game))
 
 
 @pytest.mark.parametrize(
@@ -139,3 +165,5 @@ def test_what_is_no_parallel_env_is_refused() -> None:
         TeamEnv(3)
     with pytest.raises(ValueError, match="'sum', 'mean'"):
         TeamEnv(TimeLimitGame(), reward="first")
+    with pytest.raises(ValueError, match="None, 'joined'"):
+        TeamEnv(TimeLimitGame(), state="own")

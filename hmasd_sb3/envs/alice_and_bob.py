@@ -72,6 +72,7 @@ class AliceAndBobParallelEnv(ParallelEnv):  # type: ignore[misc]
         "render_modes": list(RENDER_MODES),
         "render_fps": RENDER_FPS,
         "is_parallelizable": True,
+        "fixed_agents": True,  # nobody leaves before the end, so a team of these needs no agent mask
     }
 
     def __init__(

@@ -15,25 +15,29 @@ from hmasd_sb3.wrappers.team_env import TeamEnv
 from hmasd_sb3.wrappers.team_spaces import check_team_spaces
 
 
-def as_team_env(env: Any) -> gym.Env[Any, Any]:
+def as_team_env(env: Any, **team_kwargs: Any) -> gym.Env[Any, Any]:
     """Make a team environment of any game that can be one.
 
     :param env: a PettingZoo ``ParallelEnv``, a parallelisable ``AECEnv``, or a Gymnasium environment whose observation
         already is a team's
+    :param team_kwargs: further arguments of :class:`TeamEnv`, for PettingZoo games alone
     :return: a Gymnasium environment with one row per team; ``env`` itself if it is one
-    :raises TypeError: if it is none of these
-    :raises ValueError: if it cannot be played as one team of equal agents
+    :raises TypeError: if it is none of these, or if ``team_kwargs`` are given with a Gymnasium environment
+    :raises ValueError: if it cannot be played as one team
     """
     if isinstance(env, ParallelEnv):
-        return TeamEnv(env)
+        return TeamEnv(env, **team_kwargs)
     if isinstance(env, AECEnv):
         if not env.metadata.get("is_parallelizable", False):
             raise ValueError(
                 f"The turn-based game {env} does not say that its agents may act at once. If it only changes after the "
-                "last agent of a round has acted, set metadata['is_parallelizable'] = True; else it cannot be a team."
+                "last agent of a round has acted, set metadata['is_parallelizable'] = True. If agents take turns that change "
+                "the game, pettingzoo.utils.conversions.turn_based_aec_to_parallel makes a parallel game of it."
             )
-        return TeamEnv(aec_to_parallel(env))
+        return TeamEnv(aec_to_parallel(env), **team_kwargs)
     if isinstance(env, gym.Env):
+        if team_kwargs:
+            raise TypeError(f"{sorted(team_kwargs)} are for PettingZoo games; {env} already is a Gymnasium environment.")
         check_team_spaces(env.observation_space, env.action_space)
         return env
     hint = " Pass a function that makes games to make_team_vec_env(function, n_envs)." if callable(env) else ""

@@ -1,6 +1,4 @@
-"""How the spaces of N equal agents become the spaces of one team, and what a team environment's spaces must look like.
-
-Read once, when a team is built; nothing here runs per step. Knows Gymnasium's spaces and PettingZoo's conventions.
+"""What a team environment's spaces must look like, and small helpers for spaces and the arrays in them.
 
 Letters in shapes: N agents, A discrete actions or A components of a continuous action, S numbers of state, D and D'
 numbers of a discriminator's observation and state.
@@ -8,70 +6,22 @@ numbers of a discriminator's observation and state.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from pettingzoo import ParallelEnv
 
 OBS = "obs"
 STATE = "state"
 ACTION_MASK = "action_mask"
+AGENT_MASK = "agent_mask"
 DISCRIMINATOR_OBS = "discriminator_obs"
 DISCRIMINATOR_STATE = "discriminator_state"
 
 # The keys of PettingZoo's masked observations.
 INNER_OBS = "observation"
 INNER_MASK = "action_mask"
-
-_EQUALISE = {
-    "observation": "Pad the smaller one, e.g. with supersuit.pad_observations_v0.",
-    "action": "Give all agents the larger one and mark what an agent cannot do in an 'action_mask'.",
-    "discriminator observation": "Pad the smaller one.",
-}
-
-
-class AgentSpaces(NamedTuple):
-    """The spaces that every agent of a team has."""
-
-    obs: spaces.Box
-    """Of one agent's observation, without its mask; any shape."""
-    action: spaces.Discrete | spaces.Box
-    """Of one agent's action: Discrete with A actions, or Box (A,)."""
-    mask_in_obs: bool
-    """Whether the observations are Dicts of ``observation`` and ``action_mask``."""
-
-
-def read_agent_spaces(env: ParallelEnv, agents: list[Any]) -> AgentSpaces:
-    """Find the one observation space and the one action space that all agents share.
-
-    :param env: the game
-    :param agents: its ``possible_agents``
-    :raises ValueError: if agents differ, or their spaces are of a kind that a team cannot be built from
-    """
-    check_equal_spaces(agents, {agent: env.observation_space(agent) for agent in agents}, "observation")
-    check_equal_spaces(agents, {agent: env.action_space(agent) for agent in agents}, "action")
-    action_space = _checked_action_space(env.action_space(agents[0]))
-
-    obs_space = env.observation_space(agents[0])
-    mask_in_obs = False
-    if isinstance(obs_space, spaces.Dict) and set(obs_space.spaces) == {INNER_OBS, INNER_MASK}:
-        _check_inner_mask(obs_space.spaces[INNER_MASK], action_space)
-        obs_space, mask_in_obs = obs_space.spaces[INNER_OBS], True
-    if not isinstance(obs_space, spaces.Box):
-        raise ValueError(
-            "An agent's observation must be a Box, or a Dict of exactly 'observation' (a Box) and 'action_mask'; "
-            f"got {obs_space}. Flatten it in the game or with a wrapper, e.g. gymnasium.spaces.flatten."
-        )
-    return AgentSpaces(obs_space, action_space, mask_in_obs)
-
-
-def team_action_space(action: spaces.Discrete | spaces.Box, n_agents: int) -> spaces.MultiDiscrete | spaces.Box:
-    """All agents' actions in one space: MultiDiscrete([A] * N) counted from 0, or Box (N, A) of the agents' dtype."""
-    if isinstance(action, spaces.Discrete):
-        return spaces.MultiDiscrete([int(action.n)] * n_agents)
-    return stacked_box(action, n_agents, action.dtype)
 
 
 def stacked_box(space: spaces.Box, n_agents: int, dtype: Any) -> spaces.Box:
@@ -132,7 +82,7 @@ def is_team_space(observation_space: spaces.Space[Any], action_space: spaces.Spa
 def check_team_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     """Refuse an environment whose rows are not teams.
 
-    A team's observation is a Dict with at least ``obs``, Box (N, ...), and ``state``, Box (S,); its action is
+    A team's observation is a Dict with at least ``obs``, Box (N, ...), and ``state``, Box (S,) or a picture; its action is
     MultiDiscrete([A] * N) or Box (N, A).
 
     :raises ValueError: naming what is missing and how to get it
@@ -153,8 +103,8 @@ def _team_space_fault(observation_space: spaces.Space[Any], action_space: spaces
     obs, state = observation_space.spaces[OBS], observation_space.spaces[STATE]
     if not isinstance(obs, spaces.Box) or len(obs.shape) < 2:
         return f"its 'obs' is {obs}, not a Box (n_agents, ...)"
-    if not isinstance(state, spaces.Box) or len(state.shape) != 1:
-        return f"its 'state' is {state}, not a Box (state_dim,)"
+    if not isinstance(state, spaces.Box) or len(state.shape) < 1:
+        return f"its 'state' is {state}, not a Box (state_dim,) or a picture"
     n_agents = obs.shape[0]
     if isinstance(action_space, spaces.MultiDiscrete):
         nvec = action_space.nvec
@@ -163,38 +113,3 @@ def _team_space_fault(observation_space: spaces.Space[Any], action_space: spaces
     elif isinstance(action_space, spaces.Box) and len(action_space.shape) == 2 and action_space.shape[0] == n_agents:
         return None
     return f"its action space is {action_space}, which gives {n_agents} agents no equal actions"
-
-
-def check_equal_spaces(agents: list[Any], by_agent: dict[Any, spaces.Space[Any]], kind: str) -> None:
-    """Refuse agents whose spaces differ.
-
-    :param kind: ``"observation"``, ``"action"`` or ``"discriminator observation"``
-    :raises ValueError: naming two agents that differ, and their spaces
-    """
-    first = agents[0]
-    for agent in agents[1:]:
-        if by_agent[agent] != by_agent[first]:
-            raise ValueError(
-                f"All agents of a team must have the same {kind} space, but {first!r} has {by_agent[first]} and "
-                f"{agent!r} has {by_agent[agent]}. {_EQUALISE[kind]}"
-            )
-
-
-def _checked_action_space(space: spaces.Space[Any]) -> spaces.Discrete | spaces.Box:
-    if isinstance(space, spaces.Discrete):
-        return space
-    if isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype is not None and space.dtype.kind == "f":
-        return space
-    raise ValueError(
-        f"An agent's action space must be Discrete, or a Box of floats with one axis; got {space}. Number the "
-        "combinations of several discrete choices as one Discrete, and flatten Boxes of more axes."
-    )
-
-
-def _check_inner_mask(mask: spaces.Space[Any], action: spaces.Discrete | spaces.Box) -> None:
-    if not isinstance(action, spaces.Discrete):
-        raise ValueError(
-            f"'action_mask' says which of a Discrete space's actions are legal, but the action space is {action}."
-        )
-    if mask.shape != (int(action.n),):
-        raise ValueError(f"'action_mask' must have one entry for each of the {action.n} actions; its space is {mask}.")

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from types import ModuleType
 from typing import Any
@@ -35,13 +35,14 @@ def make_team_vec_env(
     vec_env_cls: Callable[..., VecEnv] | None = None,
     vec_env_kwargs: dict[str, Any] | None = None,
     env_kwargs: dict[str, Any] | None = None,
+    team_kwargs: dict[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
     monitor_dir: str | None = None,
 ) -> VecEnv:
     """Make ``n_envs`` copies of a game, each a team, as one SB3 ``VecEnv`` that reports its episodes.
 
     A game that brings its own vectorisation (a ``vector_entry_point`` in its registration) is run by that, unless
-    ``vec_env_cls`` or ``wrappers`` ask for single environments.
+    ``vec_env_cls``, ``wrappers`` or ``team_kwargs`` ask for single environments.
 
     :param env: a registered Gymnasium id (``"AliceAndBob-v0"``) or its spec; a function that makes a PettingZoo
         ``ParallelEnv``, a parallelisable ``AECEnv`` or a Gymnasium team environment; or the place of such a function,
@@ -53,6 +54,7 @@ def make_team_vec_env(
         the game's own vectorisation, else ``DummyVecEnv``
     :param vec_env_kwargs: further arguments for ``vec_env_cls``
     :param env_kwargs: arguments for the game
+    :param team_kwargs: how a PettingZoo game becomes a team: ``reward``, ``state``, ``agent_mask``, see :class:`TeamEnv`
     :param wrappers: applied in turn to each team environment, each taking and returning one
     :param monitor_dir: folder for SB3's ``monitor.csv`` files; made if missing
     :raises ValueError: if ``n_envs`` is not positive, the id or place is unknown, or the game is no team environment
@@ -68,12 +70,12 @@ def make_team_vec_env(
         os.makedirs(monitor_dir, exist_ok=True)
 
     venv: VecEnv
-    if isinstance(source, EnvSpec) and source.vector_entry_point and not (vec_env_cls or wrappers):
+    if isinstance(source, EnvSpec) and source.vector_entry_point and not (vec_env_cls or wrappers or team_kwargs):
         filename = None if monitor_dir is None else os.path.join(monitor_dir, "teams")
         vector_env = gym.make_vec(source, int(n_envs), **kwargs)
         venv = VecMonitor(GymVectorTeamVecEnv(vector_env), filename)
     else:
-        makers = [TeamMaker(source, kwargs, tuple(wrappers), i, monitor_dir) for i in range(n_envs)]
+        makers = [TeamMaker(source, kwargs, tuple(wrappers), i, monitor_dir, team_kwargs or {}) for i in range(n_envs)]
         venv = _vectorise(makers, vec_env_cls or DummyVecEnv, vec_env_kwargs or {})
 
     seed = int(np.random.randint(2**31 - 1)) if seed is None else int(seed)
@@ -94,6 +96,7 @@ class TeamMaker:
     wrappers: tuple[Wrapper, ...] = ()
     index: int = 0
     monitor_dir: str | None = None
+    team_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def make_bare(self) -> gym.Env[Any, Any]:
         """The team environment with its wrappers, without a monitor.
@@ -104,7 +107,7 @@ class TeamMaker:
             env: Any = gym.make(self.source, **self.env_kwargs)
         else:
             env = self.source(**self.env_kwargs)
-        team = as_team_env(env)
+        team = as_team_env(env, **self.team_kwargs)
         for wrapper in self.wrappers:
             team = wrapper(team)
         check_team_spaces(team.observation_space, team.action_space)
