@@ -24,7 +24,7 @@ from hmasd_sb3.type_aliases import (
     TerminalRow,
 )
 
-_STORED_KEYS = ("obs", "state", "action_mask", "discriminator_obs", "discriminator_state")
+_STORED_KEYS = ("obs", "state", "action_mask", "agent_mask", "discriminator_obs", "discriminator_state")
 
 
 class SkillRolloutBuffer:
@@ -70,6 +70,7 @@ class SkillRolloutBuffer:
         self.episode_starts = np.zeros(rows, dtype=bool)
         self.terminated = np.zeros(rows, dtype=bool)
         self.truncated = np.zeros(rows, dtype=bool)
+        self.lost = np.zeros(rows, dtype=bool)
         self.team_skill = np.zeros(rows, dtype=np.int64)
         self.agent_skills = np.zeros(agents, dtype=np.int64)
         self.assigned = np.zeros(rows, dtype=bool)
@@ -111,6 +112,7 @@ class SkillRolloutBuffer:
         terminated: np.ndarray,
         truncated: np.ndarray,
         terminal_rows: list[TerminalRow],
+        lost: np.ndarray | None = None,
     ) -> None:
         """Store one step of all environments.
 
@@ -121,6 +123,8 @@ class SkillRolloutBuffer:
         :param terminated: (B,) bool, the episode ended by the game's rules
         :param truncated: (B,) bool, the episode was cut off (time limit)
         :param terminal_rows: true successors of the rows that ended
+        :param lost: (B,) bool, what came of this step is unknown (a worker broke down), so nothing is learnt from it; such
+            rows are truncated, and the observation they were decided on stands in for their successor
         :raises SyncError: see :meth:`SyncGate.admit`; and when ``terminal_rows`` misses a row that ended
         """
         ended = set(np.flatnonzero(terminated | truncated).tolist())
@@ -140,6 +144,7 @@ class SkillRolloutBuffer:
         self.episode_starts[step] = episode_starts
         self.terminated[step] = terminated
         self.truncated[step] = truncated
+        self.lost[step] = False if lost is None else lost
         self.team_skill[step] = decision.state.team_skill
         self.agent_skills[step] = decision.state.agent_skills
         self.assigned[step] = decision.assigned
@@ -185,6 +190,33 @@ class SkillRolloutBuffer:
         own = f"discriminator_{which}"
         return own if own in self.observations else which
 
+    @property
+    def present(self) -> np.ndarray | None:
+        """(T+1, B, N) bool, which agents were there at each observation; None if all of them always were.
+
+        Absence at a terminal observation, which stands outside this array, counts too.
+        """
+        mask = self.observations.get("agent_mask")
+        if mask is None or (mask.all() and all(row.observation["agent_mask"].all() for row in self.terminal_rows)):
+            return None
+        return mask.astype(bool)
+
+    def counting_samples(self) -> np.ndarray | None:
+        """(T, B, N) bool, which agents' steps are to be learnt from; None: all. Not: absent agents' and lost ones."""
+        present = self.present
+        if present is None and not self.lost.any():
+            return None
+        counts = np.ones(self.actions.shape[:3], dtype=bool) if present is None else present[:-1].copy()
+        counts[self.lost] = False
+        return counts
+
+    def counting_pairs(self) -> np.ndarray | None:
+        """(T, B, N) bool, which agents were there before and after a step, so that skills can be recognised; None: all."""
+        counts = self.counting_samples()
+        if counts is None or self.present is None:
+            return counts
+        return np.asarray(counts & self.successors("agent_mask").astype(bool))
+
     def segment_end_counts(self) -> dict[str, np.ndarray]:
         """Reason -> (B,) number of segments that ended for it in each environment."""
         return {reason.name.lower(): (self.segment_ends == reason).sum(axis=0) for reason in SegmentEnd if reason.value > 0}
@@ -196,7 +228,8 @@ class SkillRolloutBuffer:
     def chunks(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Cut every environment's rollout into pieces of at most ``length`` steps in which no episode starts.
 
-        A new piece begins at the rollout's start, at each episode start, and every ``length`` steps after either.
+        A new piece begins at the rollout's start, at each episode start, where an agent joins (with an empty memory), and
+        every ``length`` steps after one of these.
 
         :return: flat step index t*B+b of each entry (C, length) int64, padding repeating the piece's first step; and
             whether an entry is a real step (C, length) bool. Every step appears exactly once.
@@ -204,6 +237,8 @@ class SkillRolloutBuffer:
         steps = np.arange(self.n_steps)[:, None]
         begins = self.episode_starts.copy()
         begins[0] = True
+        if (present := self.present) is not None:
+            begins[1:] |= (present[1:-1] & ~present[:-2]).any(axis=-1)
         offset = steps - np.maximum.accumulate(np.where(begins, steps, 0), axis=0)
         # from (T, B) to environment-major order, so that a chunk's steps are neighbours
         offset = (offset % length).T.reshape(-1)
@@ -242,6 +277,7 @@ class SkillRolloutBuffer:
         stores = [self.flat_tensor(a) for a in (self.agent_skills, self.actions, self.log_probs, self.advantages)]
         hidden = self.flat_tensor(self.hidden)
         masks = self.flat_tensor(self.observations["action_mask"][:-1]) if "action_mask" in self.observations else None
+        counts = self._weights(self.counting_samples())
 
         def gather(store: th.Tensor, index: th.Tensor) -> th.Tensor:
             # from (T*B, N, ...) to (L, C, N, ...) to (L, C*N, ...)
@@ -257,7 +293,7 @@ class SkillRolloutBuffer:
                 None if masks is None else gather(masks, index).bool(),
                 log_probs,
                 advantages,
-                real.unsqueeze(-1).expand(-1, -1, self.n_agents).flatten(1, 2).to(th.float32),
+                _chunk_weights(real, index, counts).expand(-1, -1, self.n_agents).flatten(1, 2),
             )
 
     def critic_batches(self, length: int, batch_size: int, rng: np.random.Generator) -> Iterator[CriticBatch]:
@@ -268,15 +304,16 @@ class SkillRolloutBuffer:
         )
         values, returns = self.flat_tensor(self.value_outputs), self.flat_tensor(self.returns)
         hidden = self.critic_hidden.flatten(0, 1)
+        counts = self._weights(self.counting_samples())
         for index, real in self._chunk_minibatches(length, batch_size, rng):
             yield CriticBatch(
-                to_float(state[index]),
+                to_float(state[index]).flatten(2),
                 team_skill[index],
                 agent_skills[index],
                 hidden[index[0]],
                 values[index],
                 returns[index],
-                real.unsqueeze(-1).to(th.float32),
+                _chunk_weights(real, index, counts),
             )
 
     def coordinator_batch(self) -> CoordinatorBatch | None:
@@ -289,8 +326,9 @@ class SkillRolloutBuffer:
             # from (T, B, ...) to (R, ...), rows in time order
             return th.from_numpy(array[rows]).to(self.device)
 
+        present, counts = self.present, self.counting_tokens()
         return CoordinatorBatch(
-            to_float(select(self.observations["state"][:-1])),
+            to_float(select(self.observations["state"][:-1])).flatten(1),
             to_float(select(self.observations["obs"][:-1])).flatten(2),
             select(self.team_skill),
             select(self.agent_skills),
@@ -298,18 +336,45 @@ class SkillRolloutBuffer:
             select(self.skill_value_outputs),
             select(self.skill_advantages),
             select(self.skill_returns),
+            None if present is None else select(present[:-1]),
+            None if counts is None else select(counts).to(th.float32),
         )
+
+    def counting_tokens(self) -> np.ndarray | None:
+        """(T, B, 1+N) bool, of what is assigned at a step, which is to be learnt from: Z, and the skills of agents there."""
+        samples = self.counting_samples()
+        if samples is None:
+            return None
+        return np.concatenate([~self.lost[..., None], samples], axis=-1)
 
     def discriminator_data(self) -> DiscriminatorBatch:
         """All T*B state-skill pairs, successors as the discriminators see them."""
         state = self.flat_tensor(self.successors(self.discriminator_key("state")))
         obs = self.flat_tensor(self.successors(self.discriminator_key("obs")))
+        pairs = self._weights(self.counting_pairs())
         return DiscriminatorBatch(
-            state.to(th.float32),
+            state.flatten(1).to(th.float32),
             obs.flatten(2).to(th.float32),
             self.flat_tensor(self.team_skill),
             self.flat_tensor(self.agent_skills),
+            self._weights(~self.lost) if self.lost.any() else None,
+            pairs,
         )
+
+    def _weights(self, counts: np.ndarray | None) -> th.Tensor | None:
+        """(T, B, ...) bool -> (T*B, ...) float32."""
+        return None if counts is None else self.flat_tensor(counts).to(th.float32)
+
+
+def _chunk_weights(real: th.Tensor, index: th.Tensor, counts: th.Tensor | None) -> th.Tensor:
+    """(L, C, 1), or (L, C, N) where agents differ: 1 for real steps that count.
+
+    :param real: (L, C) bool
+    :param index: (L, C), row of each entry
+    :param counts: (T*B, N)
+    """
+    weights = real.unsqueeze(-1).to(th.float32)
+    return weights if counts is None else weights * counts[index]
 
 
 def _storage_dtype(space: spaces.Space[Any]) -> np.dtype:

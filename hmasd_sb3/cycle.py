@@ -133,19 +133,21 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         :param new_obs: observations after the step, arrays with axis B
         :param rewards: (B,)
         :param dones: (B,) bool
-        :param infos: one dict per environment, as SB3's vector environments return them
+        :param infos: one dict per environment, as SB3's vector environments return them. A row that ended with
+            ``transition_lost`` has lost its true successor: the step is stored, but nothing is learnt from it
         :raises InvalidTransitionError: when something is not finite
         :raises SyncError: when the sample may not enter this rollout
         """
         timestep = self.num_timesteps + self.n_envs
         check_transition(new_obs, rewards, timestep)
         dones = np.asarray(dones, dtype=bool)
-        truncated = np.zeros_like(dones)
+        truncated, lost = np.zeros_like(dones), np.zeros_like(dones)
         terminal_rows: list[TerminalRow] = []
         if dones.any():
             self._update_info_buffer(infos, dones)
             for env_index in np.flatnonzero(dones).tolist():
                 truncated[env_index] = bool(infos[env_index].get("TimeLimit.truncated", False))
+                lost[env_index] = bool(infos[env_index].get("transition_lost", False))
                 last = infos[env_index].get("terminal_observation")
                 if last is not None:
                     check_transition(
@@ -164,6 +166,7 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
             dones & ~truncated,
             truncated,
             terminal_rows,
+            lost,
         )
         self.num_timesteps = timestep
         self._last_obs = new_obs

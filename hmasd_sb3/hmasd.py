@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.cycle import SynchronisedAlgorithm
 from hmasd_sb3.policies.flat import NonFiniteError
-from hmasd_sb3.policies.policy import NETWORKS, HMASDPolicy
+from hmasd_sb3.policies.policy import NETWORKS, POLICIES, HMASDPolicy
 from hmasd_sb3.policies.spec import TeamSpec, arriving_space
 from hmasd_sb3.reporting import InertTeamSkillWatch, log_rollout, log_update
 from hmasd_sb3.rollouts import ReturnSettings, evaluate_rollout
@@ -56,7 +56,7 @@ class HMASD(SynchronisedAlgorithm):
     Every float marked *schedule* may also be a function of the remaining progress (1 at the start, 0 at the end).
     Where the defaults differ from the paper, ``docs/defaults.md`` says why; ``hmasd_sb3.paper_settings`` has the paper's.
 
-    :param policy: "MlpPolicy" or a subclass of :class:`~hmasd_sb3.policies.HMASDPolicy`
+    :param policy: "MlpPolicy", "CnnPolicy" for agents that see pictures, or a subclass of ``HMASDPolicy``
     :param env: vector environment of teams, a team environment, a PettingZoo parallel game, or a registered id
     :param learning_rate: of coordinator, actor and critic (*schedule*)
     :param n_steps: steps of every environment per update; one synchronised batch is ``n_steps * n_envs``
@@ -105,7 +105,7 @@ class HMASD(SynchronisedAlgorithm):
     :raises ValueError: for an argument out of its range, a space that is not a team's, or an unknown policy
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": HMASDPolicy, "MultiInputPolicy": HMASDPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICIES  # type: ignore[assignment]
 
     def __init__(
         self,

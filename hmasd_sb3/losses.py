@@ -22,10 +22,10 @@ class PolicyLoss(NamedTuple):
 
 
 def weighted_mean(values: th.Tensor, weights: th.Tensor | None) -> th.Tensor:
-    """Mean of ``values`` where ``weights`` (broadcastable) is 1; the plain mean without weights."""
+    """Mean of ``values`` where ``weights`` (broadcastable) is 1; the plain mean without weights; 0 if nothing counts."""
     if weights is None:
         return values.mean()
-    return (values * weights).sum() / weights.expand_as(values).sum()
+    return (values * weights).sum() / weights.expand_as(values).sum().clamp(min=1.0)
 
 
 def clipped_policy_loss(
@@ -82,10 +82,14 @@ def value_loss(
     return weighted_mean(loss, weights)
 
 
-def discriminator_loss(logits: th.Tensor, skills: th.Tensor) -> th.Tensor:
+def discriminator_loss(logits: th.Tensor, skills: th.Tensor, weights: th.Tensor | None = None) -> th.Tensor:
     """Cross-entropy of the skill that was active (Eq. 8).
 
     :param logits: (..., n_skills)
     :param skills: (...) int64
+    :param weights: (...), 1 for pairs that count, else 0; all count without it
     """
-    return F.cross_entropy(logits.flatten(0, -2), skills.flatten())
+    if weights is None:
+        return F.cross_entropy(logits.flatten(0, -2), skills.flatten())
+    losses = F.cross_entropy(logits.flatten(0, -2), skills.flatten(), reduction="none")
+    return weighted_mean(losses, weights.flatten())

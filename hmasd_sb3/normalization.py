@@ -90,7 +90,9 @@ class InputScaler(nn.Module):
         else:
             size = int(np.prod(space.shape or ()))
             low, high = np.zeros(size), np.ones(size)
-        bounded = (np.abs(low) < _LARGEST_BOUND) & (np.abs(high) < _LARGEST_BOUND) & (high > low)
+        # Bytes mean pictures, whose range is known however large it is.
+        largest = np.inf if space.dtype == np.uint8 else _LARGEST_BOUND
+        bounded = (np.abs(low) < largest) & (np.abs(high) < largest) & (high > low)
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         centre = (low + high) / 2.0
         half_range = (high - low) / 2.0

@@ -31,6 +31,9 @@ def log_rollout(
     segments = np.sum(list(counts.values()), axis=0)
     logger.record("sync/segments_per_env_min", int(segments.min()))
     logger.record("sync/segments_per_env_max", int(segments.max()))
+    logger.record("sync/lost_transitions", int(buffer.lost.sum()))
+    if (present := buffer.present) is not None:
+        logger.record("sync/agents_present", float(present[:-1].mean()))
     for name, value in rewards._asdict().items():
         logger.record(f"reward/{name}", value)
     report = skill_report(policy, buffer)
@@ -64,33 +67,47 @@ def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer) -> dict[str, f
     with th.no_grad():
         pairs = buffer.discriminator_data()
         team_logits, agent_logits = policy.discriminators.logits(pairs.state, pairs.obs, pairs.team_skill)
-        agent_skills = pairs.agent_skills.cpu().numpy()
-        recognised = agent_logits.argmax(-1).cpu().numpy() == agent_skills
-        report = {
-            "team_accuracy": float((team_logits.argmax(-1) == pairs.team_skill).float().mean()),
-            "agent_accuracy": float(recognised.mean()),
-            "agent_worst_accuracy": float(min(recognised[agent_skills == skill].mean() for skill in np.unique(agent_skills))),
-        }
         batch = buffer.coordinator_batch()
-        if batch is not None:
-            report["team_skill_information"] = team_skill_information(policy, batch)
-    for name, skills, size in (
-        ("team", buffer.team_skill, policy.n_team_skills),
-        ("agent", buffer.agent_skills, policy.n_agent_skills),
-    ):
-        usage = np.bincount(skills.ravel(), minlength=size) / skills.size
+        information = {} if batch is None else {"team_skill_information": team_skill_information(policy, batch)}
+    team_seen = np.ones(len(pairs.team_skill), dtype=bool) if pairs.team_weights is None else _flags(pairs.team_weights)
+    agent_seen = np.ones(pairs.agent_skills.shape, dtype=bool) if pairs.agent_weights is None else _flags(pairs.agent_weights)
+    if not (team_seen.any() and agent_seen.any()):
+        return information  # nothing happened that skills could be recognised by
+    team_hits = (team_logits.argmax(-1) == pairs.team_skill).cpu().numpy()[team_seen]
+    agent_hits = (agent_logits.argmax(-1) == pairs.agent_skills).cpu().numpy()[agent_seen]
+    given_team = pairs.team_skill.cpu().numpy()
+    team_skill, agent_skills = given_team[team_seen], pairs.agent_skills.cpu().numpy()[agent_seen]
+    report = {
+        "team_accuracy": float(team_hits.mean()),
+        "agent_accuracy": float(agent_hits.mean()),
+        "agent_worst_accuracy": float(min(agent_hits[agent_skills == skill].mean() for skill in np.unique(agent_skills))),
+        **information,
+    }
+    for name, skills, size in (("team", team_skill, policy.n_team_skills), ("agent", agent_skills, policy.n_agent_skills)):
+        usage = np.bincount(skills, minlength=size) / skills.size
         used = usage[usage > 0]
         report[f"{name}_usage_entropy"] = float(-(used * np.log(used)).sum())
-    n_agents = buffer.agent_skills.shape[-1]
     together = np.zeros((policy.n_team_skills, policy.n_agent_skills))
-    np.add.at(together, (np.repeat(buffer.team_skill.ravel(), n_agents), buffer.agent_skills.ravel()), 1.0)
-    report["team_chance"] = float(together.sum(axis=1).max() / together.sum())
+    np.add.at(together, (np.broadcast_to(given_team[:, None], agent_seen.shape)[agent_seen], agent_skills), 1.0)
+    report["team_chance"] = float(np.bincount(team_skill).max() / team_skill.size)
     report["agent_chance"] = float(together.max(axis=1).sum() / together.sum())
-    if n_agents > 1 and buffer.assigned.any():
-        given = buffer.agent_skills[buffer.assigned]
-        same = (given[:, :, None] == given[:, None, :]).sum(axis=(1, 2)) - n_agents
-        report["redundancy"] = float(same.mean() / (n_agents * (n_agents - 1)))
+    if batch is not None and (redundancy := _redundancy(batch)) is not None:
+        report["redundancy"] = redundancy
     return report
+
+
+def _flags(weights: th.Tensor) -> np.ndarray:
+    return np.asarray(weights.cpu().numpy() > 0)
+
+
+def _redundancy(batch: CoordinatorBatch) -> float | None:
+    """Share of pairs of agents that were given one skill; None if there never was a pair."""
+    given = batch.agent_skills.cpu().numpy()
+    there = np.ones(given.shape, dtype=bool) if batch.agent_mask is None else batch.agent_mask.cpu().numpy()
+    pairs = there[:, :, None] & there[:, None, :] & ~np.eye(given.shape[1], dtype=bool)
+    if not pairs.any():
+        return None
+    return float((given[:, :, None] == given[:, None, :])[pairs].mean())
 
 
 def team_skill_information(policy: HMASDPolicy, batch: CoordinatorBatch, max_rows: int = 256) -> float:
@@ -99,10 +116,13 @@ def team_skill_information(policy: HMASDPolicy, batch: CoordinatorBatch, max_row
     .. math:: \mathbb{E}\left[\ln\pi_h(z^{1..N} | s, Z) - \ln\sum_{Z'}\pi_h(Z'|s)\,\pi_h(z^{1..N} | s, Z')\right]
     """
     state, obs, agent_skills = batch.state[:max_rows], batch.obs[:max_rows], batch.agent_skills[:max_rows]
+    agent_mask = None if batch.agent_mask is None else batch.agent_mask[:max_rows]
     joint, given = [], []
     for forced in range(policy.n_team_skills):
         team_skill = th.full((len(state),), forced, dtype=th.long, device=state.device)
-        log_probs = policy.coordinator.evaluate(state, obs, team_skill, agent_skills).log_probs
+        log_probs = policy.coordinator.evaluate(state, obs, team_skill, agent_skills, agent_mask).log_probs
+        if agent_mask is not None:  # what is assigned to nobody informs nobody
+            log_probs = th.cat([log_probs[:, :1], log_probs[:, 1:] * agent_mask], dim=1)
         given.append(log_probs[:, 1:].sum(dim=1))
         joint.append(log_probs.sum(dim=1))
     chosen = th.stack(given, dim=1).gather(1, batch.team_skill[:max_rows].unsqueeze(1)).squeeze(1)

@@ -13,7 +13,13 @@ def _require_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
 
 
 def generalized_advantages(
-    rewards: Array, values: Array, next_values: Array, episode_ends: Array, gamma: float, gae_lambda: float
+    rewards: Array,
+    values: Array,
+    next_values: Array,
+    episode_ends: Array,
+    gamma: float,
+    gae_lambda: float,
+    lost: Array | None = None,
 ) -> Array:
     r"""Generalised advantage estimation (Schulman et al. 2016, Eq. 16) over a synchronous rollout.
 
@@ -28,6 +34,8 @@ def generalized_advantages(
     :param values: (T, B, N), V(s_t)
     :param next_values: (T, B, N), V of the true successor of step t
     :param episode_ends: (T, B) bool, the episode ended with step t, for whichever reason
+    :param lost: (T, B) bool, what came of step t is unknown. It has no advantage, and the step before it is followed by
+        V(s_t), as if the episode had been cut off there
     :return: (T, B, N) advantages
     :raises ValueError: where the shapes disagree
     """
@@ -35,6 +43,9 @@ def generalized_advantages(
     _require_shape("next_values", next_values, rewards.shape)
     _require_shape("episode_ends", episode_ends, rewards.shape[:2])
     deltas: Array = rewards + gamma * next_values - values
+    if lost is not None:
+        _require_shape("lost", lost, rewards.shape[:2])
+        deltas[lost] = 0.0
     discounts = gamma * gae_lambda * (1.0 - episode_ends[..., None].astype(rewards.dtype))
     advantages: Array = np.empty_like(deltas)
     running = np.zeros_like(deltas[0])
@@ -135,12 +146,36 @@ def chance_level_return(
     return float(-per_step / (1.0 - gamma))
 
 
-def normalize_advantages(advantages: Array, std_floor: float = 0.0) -> Array:
+def normalize_advantages(advantages: Array, std_floor: float = 0.0, counts: Array | None = None) -> Array:
     """Centre and scale advantages; the divisor never falls below ``std_floor``.
 
     A floor above zero keeps value noise from being blown up to unit size while no reward has been seen yet.
 
     :param advantages: any shape; statistics are taken over all of it
+    :param counts: same shape, bool: take the statistics over these only
     """
-    std = advantages.std() if advantages.size > 1 else 0.0
-    return np.asarray((advantages - advantages.mean()) / max(float(std), std_floor, 1e-8))
+    sample = advantages if counts is None else advantages[counts]
+    if sample.size == 0:
+        return np.zeros_like(advantages)
+    std = sample.std() if sample.size > 1 else 0.0
+    return np.asarray((advantages - sample.mean()) / max(float(std), std_floor, 1e-8))
+
+
+def with_absent_filled(values: Array, present: Array, otherwise: Array | float | None = None) -> Array:
+    r"""Give absent agents what the present ones have on average.
+
+    A team's reward goes on after an agent has left it, and so does the return of what that agent did before. From then on
+    it is given the others' mean reward and the others' mean value, which fit each other: if each present agent's values
+    satisfy :math:`V^i(s) = E[r^i + \gamma V^i(s')]`, so do their means. Leaving is neither rewarded nor punished, and no
+    network is asked about a state in which it never acted.
+
+    :param values: (..., N)
+    :param present: (..., N) bool
+    :param otherwise: (...,) or a number, where nobody is present; by default the mean over all agents
+    :return: (..., N), a copy
+    """
+    n_present = present.sum(axis=-1)
+    mean = np.where(present, values, 0.0).sum(axis=-1) / np.maximum(n_present, 1)
+    fallback = values.mean(axis=-1) if otherwise is None else otherwise
+    mean = np.where(n_present > 0, mean, fallback)
+    return np.asarray(np.where(present, values, mean[..., None]).astype(values.dtype))

@@ -11,7 +11,7 @@ import numpy as np
 import torch as th
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
-from hmasd_sb3.normalization import to_float
+from hmasd_sb3.normalization import ValueNorm, to_float
 from hmasd_sb3.policies.policy import HMASDPolicy
 from hmasd_sb3.returns import (
     chance_level_return,
@@ -19,8 +19,9 @@ from hmasd_sb3.returns import (
     intrinsic_rewards,
     normalize_advantages,
     segment_advantages,
+    with_absent_filled,
 )
-from hmasd_sb3.type_aliases import DiscriminatorBatch, SegmentEnd
+from hmasd_sb3.type_aliases import DiscriminatorBatch, SegmentEnd, TerminalRow
 
 
 class ReturnSettings(NamedTuple):
@@ -56,7 +57,11 @@ def evaluate_rollout(
     """
     with th.no_grad():
         pairs = buffer.discriminator_data()
-        policy.discriminators.update_scalers(pairs.state, pairs.obs)
+        team_counts, agent_counts = pairs.team_weights, pairs.agent_weights
+        policy.discriminators.update_scalers(
+            pairs.state if team_counts is None else pairs.state[team_counts > 0],
+            pairs.obs.flatten(0, 1) if agent_counts is None else pairs.obs[agent_counts > 0],
+        )
         stats = _fill_agent_rewards(policy, buffer, pairs, settings)
         critic_hidden = _fill_low_level(policy, buffer, critic_hidden, settings)
         _fill_high_level(policy, buffer, settings)
@@ -70,6 +75,10 @@ def _fill_agent_rewards(
     shape = buffer.rewards.shape
     team = team_log_probs.cpu().numpy().reshape(shape)
     agents = agent_log_probs.cpu().numpy().reshape(*shape, -1)
+    counts = buffer.counting_pairs()
+    mean_agents = agents.mean() if counts is None else agents[counts].mean() if counts.any() else 0.0
+    if counts is not None:
+        agents = with_absent_filled(agents, counts, otherwise=-np.log(policy.n_agent_skills))
     buffer.agent_rewards[:] = intrinsic_rewards(
         buffer.rewards,
         team,
@@ -79,9 +88,9 @@ def _fill_agent_rewards(
         settings.agent_diversity_coef,
     )
     return RewardStats(
-        settings.team_reward_coef * float(buffer.rewards.mean()),
+        settings.team_reward_coef * float(buffer.rewards[~buffer.lost].mean()) if not buffer.lost.all() else 0.0,
         settings.team_diversity_coef * float(team.mean()),
-        settings.agent_diversity_coef * float(agents.mean()),
+        settings.agent_diversity_coef * float(mean_agents),
     )
 
 
@@ -105,67 +114,74 @@ def _fill_low_level(
     def in_reward_units(values: th.Tensor) -> np.ndarray:
         return norm.denormalize(values).cpu().numpy() + np.float32(offset)
 
-    state = to_float(tensor(buffer.observations["state"]))
+    def for_absent_too(values: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+        return values if present is None else with_absent_filled(values, present)
+
+    present = buffer.present
+    state = to_float(tensor(buffer.observations["state"])).flatten(2)
     team_skill, agent_skills = tensor(buffer.team_skill), tensor(buffer.agent_skills)
     values, before, after = critic.rollout(state[:-1], team_skill, agent_skills, critic_hidden, tensor(buffer.episode_starts))
     buffer.value_outputs[:] = values.cpu().numpy()
-    buffer.values[:] = in_reward_units(values)
+    buffer.values[:] = for_absent_too(in_reward_units(values), None if present is None else present[:-1])
     buffer.critic_hidden = before
     next_values = np.empty_like(buffer.values)
     next_values[:-1] = buffer.values[1:]
     # Beyond the last step the running skills are taken to go on; which come next is not decided yet.
-    next_values[-1] = in_reward_units(critic.step(state[-1], team_skill[-1], agent_skills[-1], after[-1]))
+    following = in_reward_units(critic.step(state[-1], team_skill[-1], agent_skills[-1], after[-1]))
+    next_values[-1] = for_absent_too(following, None if present is None else present[-1])
     next_values[buffer.terminated] = 0.0
     cut_off = [row for row in buffer.terminal_rows if buffer.truncated[row.step, row.env]]
     if cut_off:
         steps, envs = np.array([row.step for row in cut_off]), np.array([row.env for row in cut_off])
-        last_states = to_float(tensor(np.stack([row.observation["state"] for row in cut_off])))
-        next_values[steps, envs] = in_reward_units(
+        last_states = to_float(tensor(np.stack([row.observation["state"] for row in cut_off]))).flatten(1)
+        last_values = in_reward_units(
             critic.step(last_states, team_skill[steps, envs], agent_skills[steps, envs], after[steps, envs])
         )
+        next_values[steps, envs] = for_absent_too(last_values, None if present is None else _last_present(cut_off))
     raw = generalized_advantages(
-        buffer.agent_rewards, buffer.values, next_values, buffer.episode_ends, settings.gamma, settings.gae_lambda
+        buffer.agent_rewards,
+        buffer.values,
+        next_values,
+        buffer.episode_ends,
+        settings.gamma,
+        settings.gae_lambda,
+        buffer.lost,
     )
     # The network predicts what is left after the constant, so that is its target.
     buffer.returns[:] = raw + buffer.values - offset
-    norm.update(buffer.returns)
-    buffer.advantages[:] = normalize_advantages(raw) if settings.normalize_advantage else raw
+    counts = buffer.counting_samples()
+    norm.update(buffer.returns if counts is None else buffer.returns[counts])
+    buffer.advantages[:] = normalize_advantages(raw, counts=counts) if settings.normalize_advantage else raw
     return after[-1]
 
 
 def _fill_high_level(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings: ReturnSettings) -> None:
-    norm, device = policy.high_value_norm, buffer.device
-
-    def outputs_of(state: np.ndarray, obs: np.ndarray) -> th.Tensor:
-        states = to_float(th.from_numpy(state).to(device))
-        return policy.coordinator.values(states, to_float(th.from_numpy(obs).to(device)).flatten(2))
-
-    def values_of(state: np.ndarray, obs: np.ndarray) -> np.ndarray:
-        values: np.ndarray = norm.denormalize(outputs_of(state, obs)).cpu().numpy()
-        return values
-
-    state, obs = buffer.observations["state"], buffer.observations["obs"]
+    norm = policy.high_value_norm
+    state, obs, present = buffer.observations["state"], buffer.observations["obs"], buffer.present
     assigned, values = buffer.assigned, buffer.skill_values
     values[:] = 0.0
     if assigned.any():
-        outputs = outputs_of(state[:-1][assigned], obs[:-1][assigned])
-        buffer.skill_value_outputs[assigned] = outputs.cpu().numpy()
-        values[assigned] = norm.denormalize(outputs).cpu().numpy()
+        there = None if present is None else present[:-1][assigned]
+        outputs = _skill_value_outputs(policy, state[:-1][assigned], obs[:-1][assigned], there)
+        buffer.skill_value_outputs[assigned] = outputs
+        values[assigned] = _in_reward_units(norm, outputs, there)
     end_values = np.zeros_like(values)
     end_values[:-1] = values[1:]  # a full interval: V_h where the next skills are assigned
-    end_values[-1] = values_of(state[-1], obs[-1])
-    end_values[buffer.terminated] = 0.0
-    end_values[buffer.truncated] = 0.0
-    cut_off = [row for row in buffer.terminal_rows if buffer.truncated[row.step, row.env]]
-    if cut_off and settings.skill_timeout_bootstrap:
+    there = None if present is None else present[-1]
+    end_values[-1] = _in_reward_units(norm, _skill_value_outputs(policy, state[-1], obs[-1], there), there)
+    end_values[buffer.episode_ends] = 0.0
+    # What a breakdown cut off would have gone on, whatever running out of time means in this game.
+    goes_on = buffer.truncated if settings.skill_timeout_bootstrap else buffer.lost
+    cut_off = [row for row in buffer.terminal_rows if goes_on[row.step, row.env]]
+    if cut_off:
         steps, envs = np.array([row.step for row in cut_off]), np.array([row.env for row in cut_off])
-        end_values[steps, envs] = values_of(
-            np.stack([row.observation["state"] for row in cut_off]), np.stack([row.observation["obs"] for row in cut_off])
-        )
+        there = None if present is None else _last_present(cut_off)
+        last_state, last_obs = (np.stack([row.observation[key] for row in cut_off]) for key in ("state", "obs"))
+        end_values[steps, envs] = _in_reward_units(norm, _skill_value_outputs(policy, last_state, last_obs, there), there)
     trace_ends = buffer.episode_ends.copy()
     trace_ends[-1] = True
     raw = segment_advantages(
-        buffer.rewards,
+        np.where(buffer.lost, np.float32(0.0), buffer.rewards),
         values,
         assigned,
         buffer.segment_ends != SegmentEnd.NONE,
@@ -175,10 +191,38 @@ def _fill_high_level(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings: 
         settings.gae_lambda,
     )
     buffer.skill_returns[:] = raw + values
-    norm.update(buffer.skill_returns[assigned])
+    tokens = buffer.counting_tokens()
+    counts = np.broadcast_to(assigned[..., None], raw.shape) if tokens is None else tokens & assigned[..., None]
+    norm.update(buffer.skill_returns[counts])
     buffer.skill_advantages[:] = 0.0
     if assigned.any():
         kept = raw[assigned]
         buffer.skill_advantages[assigned] = (
-            normalize_advantages(kept, settings.skill_advantage_floor) if settings.normalize_advantage else kept
+            normalize_advantages(kept, settings.skill_advantage_floor, None if tokens is None else tokens[assigned])
+            if settings.normalize_advantage
+            else kept
         )
+
+
+def _skill_value_outputs(policy: HMASDPolicy, state: np.ndarray, obs: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+    """V_h of every token, in the network's units: (R, ...), (R, N, ...), (R, N) -> (R, 1+N)."""
+    device = policy.device
+    values = policy.coordinator.values(
+        to_float(th.from_numpy(state).to(device)).flatten(1),
+        to_float(th.from_numpy(obs).to(device)).flatten(2),
+        None if present is None else th.from_numpy(present).to(device),
+    )
+    return np.asarray(values.cpu().numpy())
+
+
+def _in_reward_units(norm: ValueNorm, outputs: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+    """V_h (R, 1+N) in reward units; an absent agent's is that of the state, as all tokens value the same team reward."""
+    values: np.ndarray = norm.denormalize(th.from_numpy(outputs)).numpy()
+    if present is not None:
+        values[:, 1:] = np.where(present, values[:, 1:], values[:, :1])
+    return values
+
+
+def _last_present(rows: list[TerminalRow]) -> np.ndarray:
+    """(R, N) bool, who was there at the end of those episodes."""
+    return np.stack([row.observation["agent_mask"] for row in rows]).astype(bool)

@@ -101,13 +101,13 @@ class ActorBatch(NamedTuple):
     actions: th.Tensor
     """(L, C*N, *A)."""
     action_masks: th.Tensor | None
-    """(L, C*N, n_actions) bool, legal actions."""
+    """(L, C*N, A) bool, legal actions, or the components that a continuous action has."""
     old_log_probs: th.Tensor
     """(L, C*N)."""
     advantages: th.Tensor
     """(L, C*N)."""
     weights: th.Tensor
-    """(L, C*N), 1 for real steps, 0 for padding."""
+    """(L, C*N), 1 for samples that count, 0 for padding, absent agents and lost transitions."""
 
 
 class CriticBatch(NamedTuple):
@@ -126,7 +126,7 @@ class CriticBatch(NamedTuple):
     returns: th.Tensor
     """(L, C, N), reward units."""
     weights: th.Tensor
-    """(L, C, 1), 1 for real steps, 0 for padding."""
+    """(L, C, 1) or (L, C, N), 1 for samples that count, 0 for padding, absent agents and lost transitions."""
 
 
 class CoordinatorBatch(NamedTuple):
@@ -148,6 +148,10 @@ class CoordinatorBatch(NamedTuple):
     """(R, 1+N)."""
     returns: th.Tensor
     """(R, 1+N), reward units."""
+    agent_mask: th.Tensor | None = None
+    """(R, N) bool, who was there to be assigned a skill; None: everybody."""
+    weights: th.Tensor | None = None
+    """(R, 1+N), 1 for tokens that count, 0 for absent agents and lost transitions; None: all count."""
 
 
 class DiscriminatorBatch(NamedTuple):
@@ -161,6 +165,14 @@ class DiscriminatorBatch(NamedTuple):
     """(R,) int64."""
     agent_skills: th.Tensor
     """(R, N) int64."""
+    team_weights: th.Tensor | None = None
+    """(R,), 1 for pairs that count, 0 for lost transitions; None: all count."""
+    agent_weights: th.Tensor | None = None
+    """(R, N), 1 for pairs that count, 0 for agents absent before or after and for lost transitions; None: all count."""
+
+    def rows(self, index: th.Tensor) -> DiscriminatorBatch:
+        """Some of the rows."""
+        return DiscriminatorBatch(*(None if field is None else field[index] for field in self))  # type: ignore[arg-type]
 
 
 class UpdateStats(NamedTuple):

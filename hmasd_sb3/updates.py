@@ -11,7 +11,7 @@ import torch as th
 from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.losses import clipped_policy_loss, value_loss, weighted_mean
 from hmasd_sb3.policies.policy import HMASDPolicy
-from hmasd_sb3.type_aliases import DiscriminatorBatch, UpdateStats
+from hmasd_sb3.type_aliases import UpdateStats
 
 
 class PPOSettings(NamedTuple):
@@ -78,11 +78,15 @@ def update_coordinator(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings
     returns = policy.high_value_norm.normalize(batch.returns)
     epochs = 0
     for _ in range(settings.n_epochs):
-        scored = policy.coordinator.evaluate(batch.state, batch.obs, batch.team_skill, batch.agent_skills)
-        surrogate = clipped_policy_loss(scored.log_probs, batch.old_log_probs, batch.advantages, settings.clip_range)
-        critic_loss = value_loss(scored.values, batch.old_values, returns, settings.clip_range_vf, settings.huber_delta)
-        entropy = scored.entropies.mean()
-        averages.note_ratio(surrogate.ratio)
+        scored = policy.coordinator.evaluate(batch.state, batch.obs, batch.team_skill, batch.agent_skills, batch.agent_mask)
+        surrogate = clipped_policy_loss(
+            scored.log_probs, batch.old_log_probs, batch.advantages, settings.clip_range, batch.weights
+        )
+        critic_loss = value_loss(
+            scored.values, batch.old_values, returns, settings.clip_range_vf, settings.huber_delta, batch.weights
+        )
+        entropy = weighted_mean(scored.entropies, batch.weights)
+        averages.note_ratio(surrogate.ratio, batch.weights)
         averages.add(approx_kl=surrogate.approx_kl)
         if _kl_exceeded(float(surrogate.approx_kl), settings.target_kl):
             break
@@ -167,9 +171,7 @@ def update_discriminators(
     batch_size = min(settings.batch_size, n_rows)
     for _ in range(settings.n_updates):
         rows = th.from_numpy(rng.permutation(n_rows)[:batch_size]).to(pairs.team_skill.device)
-        team_loss, agent_loss = policy.discriminators.losses(
-            DiscriminatorBatch(*(field[rows] for field in pairs)), settings.noise
-        )
+        team_loss, agent_loss = policy.discriminators.losses(pairs.rows(rows), settings.noise)
         grad_norm = flat.step(team_loss + agent_loss, settings.max_grad_norm)
         averages.add(team_loss=team_loss.detach(), agent_loss=agent_loss.detach(), grad_norm=grad_norm)
     return averages.stats(noise=settings.noise)

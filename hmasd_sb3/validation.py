@@ -111,10 +111,13 @@ def check_policy_kwargs(policy_class: type, policy_kwargs: dict[str, Any] | None
 
     :raises ValueError: naming the argument and the nearest valid one
     """
-    parameters = inspect.signature(policy_class).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    known = sorted(set(parameters) - {"observation_space", "action_space", "lr_schedule", *_COUNTS})
+    names: set[str] = set()
+    for cls in policy_class.__mro__:  # a class with **kwargs hands them on to the next one
+        parameters = inspect.signature(cls).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    known = sorted(names - {"observation_space", "action_space", "lr_schedule", *_COUNTS})
     for name in policy_kwargs or {}:
         if name not in known:
             raise ValueError(f"policy_kwargs has no {name!r}; {policy_class.__name__} takes {known}.{nearest(name, known)}")

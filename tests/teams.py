@@ -27,7 +27,11 @@ FAST: dict[str, Any] = {
 
 
 class RandomTeam(gym.Env[dict[str, np.ndarray], np.ndarray]):
-    """Random observations and rewards; ends by the game's rules or by a time limit, each with its own probability."""
+    """Random observations and rewards; ends by the game's rules or by a time limit, each with its own probability.
+
+    ``kind``: "discrete", "masked", "continuous" or "ragged" (continuous, agent 0 has one component of two). With
+    ``p_leave`` agents come and go; with ``p_lost`` a step's outcome is lost, as when a worker breaks down.
+    """
 
     metadata = {"render_modes": []}
     render_mode = None
@@ -39,8 +43,12 @@ class RandomTeam(gym.Env[dict[str, np.ndarray], np.ndarray]):
         p_terminate: float = 0.1,
         p_truncate: float = 0.1,
         reward: float | None = None,
+        p_leave: float = 0.0,
+        p_lost: float = 0.0,
     ) -> None:
         self.n_agents, self.kind, self.reward = n_agents, kind, reward
+        self.p_leave, self.p_lost = p_leave, p_lost
+        self.present = np.ones(n_agents, dtype=np.int8)
         self.p_terminate, self.p_truncate = p_terminate, p_truncate
         self.observation_space = spaces.Dict(
             {
@@ -50,8 +58,14 @@ class RandomTeam(gym.Env[dict[str, np.ndarray], np.ndarray]):
         )
         if kind == "masked":
             self.observation_space.spaces["action_mask"] = spaces.MultiBinary((n_agents, 3))
+        if kind == "ragged":
+            self.observation_space.spaces["action_mask"] = spaces.MultiBinary((n_agents, 2))
+        if p_leave:
+            self.observation_space.spaces["agent_mask"] = spaces.MultiBinary(n_agents)
         self.action_space: spaces.Space[Any] = (
-            spaces.Box(-2.0, 1.0, (n_agents, 2), np.float32) if kind == "continuous" else spaces.MultiDiscrete([3] * n_agents)
+            spaces.Box(-2.0, 1.0, (n_agents, 2), np.float32)
+            if kind in ("continuous", "ragged")
+            else spaces.MultiDiscrete([3] * n_agents)
         )
         self.illegal_actions = 0
 
@@ -64,12 +78,22 @@ class RandomTeam(gym.Env[dict[str, np.ndarray], np.ndarray]):
             mask = np.ones((self.n_agents, 3), dtype=np.int8)
             mask[np.arange(self.n_agents), self.np_random.integers(3, size=self.n_agents)] = 0
             obs["action_mask"] = self.mask = mask
+        if self.kind == "ragged":
+            obs["action_mask"] = np.ones((self.n_agents, 2), dtype=np.int8)
+            obs["action_mask"][0, 1] = 0
+        if self.p_leave:
+            changes = self.np_random.random(self.n_agents) < self.p_leave
+            self.present = np.where(changes, 1 - self.present, self.present).astype(np.int8)
+            self.present[self.np_random.integers(self.n_agents)] = 1  # never nobody
+            obs["agent_mask"] = self.present.copy()
+            obs["obs"] *= self.present[:, None]
         return obs
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         super().reset(seed=seed)
+        self.present = np.ones(self.n_agents, dtype=np.int8)
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -79,6 +103,8 @@ class RandomTeam(gym.Env[dict[str, np.ndarray], np.ndarray]):
         terminated = bool(self.np_random.random() < self.p_terminate)
         truncated = bool(not terminated and self.np_random.random() < self.p_truncate)
         reward = float(self.np_random.normal()) if self.reward is None else self.reward
+        if self.p_lost and not terminated and self.np_random.random() < self.p_lost:
+            return self._observe(), 0.0, False, True, {"transition_lost": True}
         return self._observe(), reward, terminated, truncated, {}
 
 

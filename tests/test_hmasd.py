@@ -181,7 +181,7 @@ def test_intrinsic_reward_looks_at_the_terminal_observation():
         row = buffer.terminal_rows[0]
         buffer.finish(model._last_obs)
         pairs = buffer.discriminator_data()
-        scaled.update_scalers(pairs.state, pairs.obs)
+        scaled.update_scalers(pairs.state, pairs.obs.flatten(0, 1))
         z, skills = buffer.team_skill[row.step, row.env], buffer.agent_skills[row.step, row.env]
         team, agents = scaled.logits(
             th.tensor(row.observation["state"])[None], th.tensor(row.observation["obs"])[None], th.tensor([z])

@@ -39,7 +39,7 @@ class ActionHead(nn.Module, ABC):
 
     @abstractmethod
     def act(self, features: th.Tensor, mask: th.Tensor | None, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
-        """(R, H), optional (R, n_actions) bool -> actions (R, *A), log-probabilities (R,)."""
+        """(R, H), optional (R, A) bool -> actions (R, *A), log-probabilities (R,)."""
 
     @abstractmethod
     def evaluate(self, features: th.Tensor, actions: th.Tensor, mask: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
@@ -75,7 +75,8 @@ class CategoricalHead(ActionHead):
 class GaussianHead(ActionHead):
     """Continuous actions: a diagonal Gaussian in units where the action space spans [-1, 1].
 
-    Log-probabilities are those of the unclipped draw; clipping and rescaling to the game's bounds happen outside.
+    Log-probabilities are those of the unclipped draw; clipping and rescaling to the game's bounds happen outside. A mask
+    says which components an agent has: the others are 0 and count in no log-probability and no entropy.
 
     :param log_std_init: log of the state-independent standard deviation at the start
     """
@@ -85,18 +86,23 @@ class GaussianHead(ActionHead):
         self.mean = linear(hidden_size, action_dim, OUTPUT_GAIN)
         self.log_std = nn.Parameter(th.full((action_dim,), log_std_init))
 
-    def _log_prob(self, mean: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    def _log_prob(self, mean: th.Tensor, actions: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
         scaled = (actions - mean) * (-self.log_std).exp()
-        return -(0.5 * scaled.square() + self.log_std + 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        terms = 0.5 * scaled.square() + self.log_std + 0.5 * math.log(2.0 * math.pi)
+        return -(terms if mask is None else terms * mask).sum(-1)
 
     def act(self, features: th.Tensor, mask: th.Tensor | None, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
         """See base class."""
         mean = self.mean(features)
         actions = mean if deterministic else mean + self.log_std.exp() * th.randn_like(mean)
-        return actions, self._log_prob(mean, actions)
+        if mask is not None:
+            actions = actions * mask
+        return actions, self._log_prob(mean, actions, mask)
 
     def evaluate(self, features: th.Tensor, actions: th.Tensor, mask: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
         """See base class."""
-        log_probs = self._log_prob(self.mean(features), actions)
-        entropy = (self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)).sum()
-        return log_probs, entropy.expand_as(log_probs)
+        log_probs = self._log_prob(self.mean(features), actions, mask)
+        terms = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)
+        if mask is not None:
+            return log_probs, (terms * mask).sum(-1)
+        return log_probs, terms.sum().expand_as(log_probs)

@@ -21,6 +21,9 @@ from hmasd_sb3.type_aliases import CoordinatorEvaluation, SkillAssignment
 class SkillCoordinator(nn.Module, ABC):
     """Assigns skills. ``assign`` and ``evaluate`` must agree on log-probabilities for the same parameters.
 
+    Where agents may be absent, ``agent_mask`` (R, N) bool says who is there. Absent ones are assigned skills too (they may
+    join before the next assignment), but what is returned for them counts nowhere.
+
     :param spec: sizes of the team
     :param n_team_skills: n_Z
     :param n_agent_skills: n_z
@@ -34,7 +37,12 @@ class SkillCoordinator(nn.Module, ABC):
 
     @abstractmethod
     def assign(
-        self, state: th.Tensor, obs: th.Tensor, deterministic: bool = False, team_skill: th.Tensor | None = None
+        self,
+        state: th.Tensor,
+        obs: th.Tensor,
+        deterministic: bool = False,
+        team_skill: th.Tensor | None = None,
+        agent_mask: th.Tensor | None = None,
     ) -> SkillAssignment:
         """Decide skills one after the other.
 
@@ -45,12 +53,17 @@ class SkillCoordinator(nn.Module, ABC):
 
     @abstractmethod
     def evaluate(
-        self, state: th.Tensor, obs: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor
+        self,
+        state: th.Tensor,
+        obs: th.Tensor,
+        team_skill: th.Tensor,
+        agent_skills: th.Tensor,
+        agent_mask: th.Tensor | None = None,
     ) -> CoordinatorEvaluation:
         """Score stored assignments in one pass (teacher forcing)."""
 
     @abstractmethod
-    def values(self, state: th.Tensor, obs: th.Tensor) -> th.Tensor:
+    def values(self, state: th.Tensor, obs: th.Tensor, agent_mask: th.Tensor | None = None) -> th.Tensor:
         """V_h of every token, normalised units: (R, 1+N)."""
 
 
@@ -65,7 +78,12 @@ class RandomCoordinator(SkillCoordinator):
     entropy: th.Tensor
 
     def assign(
-        self, state: th.Tensor, obs: th.Tensor, deterministic: bool = False, team_skill: th.Tensor | None = None
+        self,
+        state: th.Tensor,
+        obs: th.Tensor,
+        deterministic: bool = False,
+        team_skill: th.Tensor | None = None,
+        agent_mask: th.Tensor | None = None,
     ) -> SkillAssignment:
         """See base class; random whether ``deterministic`` or not, since no choice is preferred."""
         rows = state.shape[0]
@@ -74,13 +92,18 @@ class RandomCoordinator(SkillCoordinator):
         return SkillAssignment(drawn if team_skill is None else team_skill, skills, -self.entropy.expand(rows, -1))
 
     def evaluate(
-        self, state: th.Tensor, obs: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor
+        self,
+        state: th.Tensor,
+        obs: th.Tensor,
+        team_skill: th.Tensor,
+        agent_skills: th.Tensor,
+        agent_mask: th.Tensor | None = None,
     ) -> CoordinatorEvaluation:
         """See base class."""
         entropies = self.entropy.expand(state.shape[0], -1)
         return CoordinatorEvaluation(-entropies, entropies, self.values(state, obs))
 
-    def values(self, state: th.Tensor, obs: th.Tensor) -> th.Tensor:
+    def values(self, state: th.Tensor, obs: th.Tensor, agent_mask: th.Tensor | None = None) -> th.Tensor:
         """See base class: no value is learnt."""
         return state.new_zeros(state.shape[0], 1 + self.n_agents)
 
@@ -133,8 +156,9 @@ class TransformerCoordinator(SkillCoordinator):
         n_blocks: int = 1,
     ) -> None:
         super().__init__(spec, n_team_skills, n_agent_skills)
-        self.embed_state = nn.Sequential(linear(spec.state_dim, hidden_size), nn.GELU())
-        self.embed_obs = nn.Sequential(linear(spec.obs_dim, hidden_size), nn.GELU())
+        state_features, obs_features = spec.state_features(), spec.obs_features()
+        self.embed_state = nn.Sequential(state_features, linear(state_features.dim, hidden_size), nn.GELU())
+        self.embed_obs = nn.Sequential(obs_features, linear(obs_features.dim, hidden_size), nn.GELU())
         self.norm_tokens = nn.LayerNorm(hidden_size)
         self.encoder = nn.ModuleList(_EncoderBlock(hidden_size, n_heads) for _ in range(n_blocks))
         self.value_head = nn.Sequential(
@@ -150,16 +174,24 @@ class TransformerCoordinator(SkillCoordinator):
         self.decoder = nn.ModuleList(_DecoderBlock(hidden_size, n_heads) for _ in range(n_blocks))
         self.team_head = _skill_head(hidden_size, n_team_skills)
         self.agent_head = _skill_head(hidden_size, n_agent_skills)
+        # What stands in place of an absent agent's observation and skill, so that neither changes anything.
+        self.absent_obs = self.absent_skill = None
+        if spec.has_agent_mask:
+            self.absent_obs = nn.Parameter(th.zeros(hidden_size))
+            self.absent_skill = nn.Parameter(th.zeros(hidden_size))
 
-    def _encode(self, state: th.Tensor, obs: th.Tensor) -> th.Tensor:
+    def _encode(self, state: th.Tensor, obs: th.Tensor, agent_mask: th.Tensor | None) -> th.Tensor:
         """(R, S), (R, N, O) -> (R, 1+N, W)."""
-        tokens: th.Tensor = th.cat([self.embed_state(state).unsqueeze(1), self.embed_obs(obs)], dim=1)
+        seen = _where_present(agent_mask, self.embed_obs(obs), self.absent_obs)
+        tokens: th.Tensor = th.cat([self.embed_state(state).unsqueeze(1), seen], dim=1)
         tokens = self.norm_tokens(tokens)
         for block in self.encoder:
             tokens = block(tokens)
         return tokens
 
-    def _decode(self, encoded: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor) -> th.Tensor:
+    def _decode(
+        self, encoded: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor, agent_mask: th.Tensor | None
+    ) -> th.Tensor:
         """Outputs of positions 0..n for the prefix (Z, z^1..z^{n-1}); n = 0 when ``team_skill`` is empty.
 
         :param encoded: (R, 1+N, W)
@@ -167,7 +199,10 @@ class TransformerCoordinator(SkillCoordinator):
         :param agent_skills: (R, n) skills of the first n agents
         """
         start = self.start_symbol.expand(encoded.shape[0], 1, -1)
-        symbols = th.cat([start, self.embed_team_skill(team_skill), self.embed_agent_skill(agent_skills)], dim=1)
+        chosen = self.embed_agent_skill(agent_skills)
+        if agent_mask is not None:
+            chosen = _where_present(agent_mask[:, : chosen.shape[1]], chosen, self.absent_skill)
+        symbols = th.cat([start, self.embed_team_skill(team_skill), chosen], dim=1)
         length = symbols.shape[1]
         tokens: th.Tensor = self.norm_symbols(symbols)
         mask = causal_mask(length, encoded.device)
@@ -179,19 +214,24 @@ class TransformerCoordinator(SkillCoordinator):
         return self.value_head(encoded).squeeze(-1)  # type: ignore[no-any-return]
 
     def assign(
-        self, state: th.Tensor, obs: th.Tensor, deterministic: bool = False, team_skill: th.Tensor | None = None
+        self,
+        state: th.Tensor,
+        obs: th.Tensor,
+        deterministic: bool = False,
+        team_skill: th.Tensor | None = None,
+        agent_mask: th.Tensor | None = None,
     ) -> SkillAssignment:
         """See base class."""
-        encoded = self._encode(state, obs)
+        encoded = self._encode(state, obs, agent_mask)
         rows = state.shape[0]
         nothing = th.empty(rows, 0, dtype=th.long, device=state.device)
-        team_log_probs = F.log_softmax(self.team_head(self._decode(encoded, nothing, nothing)[:, -1]), dim=-1)
+        team_log_probs = F.log_softmax(self.team_head(self._decode(encoded, nothing, nothing, agent_mask)[:, -1]), dim=-1)
         if team_skill is None:
             team_skill = sample_categorical(team_log_probs, deterministic)
         log_probs = [gather_log_prob(team_log_probs, team_skill)]
         skills = nothing
         for _ in range(self.n_agents):
-            last = self._decode(encoded, team_skill.unsqueeze(1), skills)[:, -1]
+            last = self._decode(encoded, team_skill.unsqueeze(1), skills, agent_mask)[:, -1]
             agent_log_probs = F.log_softmax(self.agent_head(last), dim=-1)
             skill = sample_categorical(agent_log_probs, deterministic)
             log_probs.append(gather_log_prob(agent_log_probs, skill))
@@ -199,20 +239,32 @@ class TransformerCoordinator(SkillCoordinator):
         return SkillAssignment(team_skill, skills, th.stack(log_probs, dim=1))
 
     def evaluate(
-        self, state: th.Tensor, obs: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor
+        self,
+        state: th.Tensor,
+        obs: th.Tensor,
+        team_skill: th.Tensor,
+        agent_skills: th.Tensor,
+        agent_mask: th.Tensor | None = None,
     ) -> CoordinatorEvaluation:
         """See base class."""
-        encoded = self._encode(state, obs)
-        decoded = self._decode(encoded, team_skill.unsqueeze(1), agent_skills[:, :-1])
+        encoded = self._encode(state, obs, agent_mask)
+        decoded = self._decode(encoded, team_skill.unsqueeze(1), agent_skills[:, :-1], agent_mask)
         team = F.log_softmax(self.team_head(decoded[:, 0]), dim=-1)
         agents = F.log_softmax(self.agent_head(decoded[:, 1:]), dim=-1)
         log_probs = th.cat([gather_log_prob(team, team_skill).unsqueeze(1), gather_log_prob(agents, agent_skills)], dim=1)
         entropies = th.cat([categorical_entropy(team).unsqueeze(1), categorical_entropy(agents)], dim=1)
         return CoordinatorEvaluation(log_probs, entropies, self._value(encoded))
 
-    def values(self, state: th.Tensor, obs: th.Tensor) -> th.Tensor:
+    def values(self, state: th.Tensor, obs: th.Tensor, agent_mask: th.Tensor | None = None) -> th.Tensor:
         """See base class."""
-        return self._value(self._encode(state, obs))
+        return self._value(self._encode(state, obs, agent_mask))
+
+
+def _where_present(agent_mask: th.Tensor | None, tokens: th.Tensor, absent: th.Tensor | None) -> th.Tensor:
+    """(R, n, W) with ``absent`` (W,) in place of the tokens of agents that are not there; ``agent_mask`` (R, n)."""
+    if agent_mask is None or absent is None:
+        return tokens
+    return th.where(agent_mask.unsqueeze(-1), tokens, absent)
 
 
 def _skill_head(width: int, n_skills: int) -> nn.Sequential:

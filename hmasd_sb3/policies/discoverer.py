@@ -32,7 +32,8 @@ class RecurrentActor(nn.Module):
     def __init__(self, spec: TeamSpec, n_agent_skills: int, hidden_size: int, log_std_init: float) -> None:
         super().__init__()
         self.n_agent_skills = n_agent_skills
-        self.trunk = mlp_trunk(spec.obs_dim + n_agent_skills, hidden_size)
+        self.features = spec.obs_features()
+        self.trunk = mlp_trunk(self.features.dim + n_agent_skills, hidden_size)
         self.gru = orthogonal_gru(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
         self.head: ActionHead = (
@@ -42,7 +43,7 @@ class RecurrentActor(nn.Module):
         )
 
     def _inputs(self, obs: th.Tensor, skills: th.Tensor) -> th.Tensor:
-        return self.trunk(th.cat([obs, one_hot(skills, self.n_agent_skills)], dim=-1))  # type: ignore[no-any-return]
+        return self.trunk(th.cat([self.features(obs), one_hot(skills, self.n_agent_skills)], dim=-1))  # type: ignore[no-any-return]
 
     def act(
         self,
@@ -89,13 +90,14 @@ class RecurrentCritic(nn.Module):
         self.sees_agent_skills = sees_agent_skills
         self.hidden_size = hidden_size
         skills_size = n_team_skills + (spec.n_agents * n_agent_skills if sees_agent_skills else 0)
-        self.trunk = mlp_trunk(spec.state_dim + skills_size, hidden_size)
+        self.features = spec.state_features()
+        self.trunk = mlp_trunk(self.features.dim + skills_size, hidden_size)
         self.gru = orthogonal_gru(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
         self.value = linear(hidden_size, spec.n_agents if sees_agent_skills else 1, gain=1.0)
 
     def _inputs(self, state: th.Tensor, team_skill: th.Tensor, agent_skills: th.Tensor) -> th.Tensor:
-        parts = [state, one_hot(team_skill, self.n_team_skills)]
+        parts = [self.features(state), one_hot(team_skill, self.n_team_skills)]
         if self.sees_agent_skills:
             parts.append(one_hot(agent_skills, self.n_agent_skills).flatten(-2))
         return self.trunk(th.cat(parts, dim=-1))  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +15,7 @@ from hmasd_sb3.normalization import InputScaler
 from hmasd_sb3.policies.action_heads import gather_log_prob
 from hmasd_sb3.policies.blocks import linear, mlp_trunk
 from hmasd_sb3.policies.discoverer import one_hot
+from hmasd_sb3.policies.features import Features, is_picture
 from hmasd_sb3.type_aliases import DiscriminatorBatch
 
 
@@ -21,36 +23,45 @@ class SkillDiscriminators(nn.Module):
     """Both discriminators; inputs are brought to about [-1, 1] first, so that noise has one scale in every game.
 
     :param state_space: space of what q_D looks at, without batch axis
-    :param obs_space: space of what q_d looks at for all agents, (N, ...)
+    :param obs_space: space of what q_d looks at for one agent
     :param n_team_skills: n_Z
     :param n_agent_skills: n_z
     :param hidden_size: width of the two hidden layers
+    :param features_extractor_class: reads what is a picture
+    :param features_extractor_kwargs: its arguments
     """
 
     def __init__(
         self,
-        state_space: spaces.Space[Any],
-        obs_space: spaces.Space[Any],
+        state_space: spaces.Box,
+        obs_space: spaces.Box,
         n_team_skills: int,
         n_agent_skills: int,
         hidden_size: int,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.n_team_skills = n_team_skills
         self.n_agent_skills = n_agent_skills
-        agent_space = _first_agent(obs_space)
         self.state_scaler = InputScaler(state_space)
-        self.obs_scaler = InputScaler(agent_space)
-        state_dim, obs_dim = self.state_scaler.centre.numel(), self.obs_scaler.centre.numel()
-        self.team = nn.Sequential(mlp_trunk(state_dim, hidden_size, layer_norm=False), linear(hidden_size, n_team_skills, 1.0))
+        self.obs_scaler = InputScaler(obs_space)
+        self.state_features, self.obs_features = (
+            Features(space, features_extractor_class if is_picture(space) else None, features_extractor_kwargs)
+            for space in (state_space, obs_space)
+        )
+        self.team = nn.Sequential(
+            mlp_trunk(self.state_features.dim, hidden_size, layer_norm=False), linear(hidden_size, n_team_skills, 1.0)
+        )
         self.agent = nn.Sequential(
-            mlp_trunk(obs_dim + n_team_skills, hidden_size, layer_norm=False), linear(hidden_size, n_agent_skills, 1.0)
+            mlp_trunk(self.obs_features.dim + n_team_skills, hidden_size, layer_norm=False),
+            linear(hidden_size, n_agent_skills, 1.0),
         )
 
     def update_scalers(self, state: th.Tensor, obs: th.Tensor) -> None:
-        """Let unbounded inputs move their running scale: (R, D'), (R, N, D)."""
+        """Let unbounded inputs move their running scale: (R, D'), and (R', D) of any agents."""
         self.state_scaler.update(state)
-        self.obs_scaler.update(obs.flatten(0, 1))
+        self.obs_scaler.update(obs)
 
     def logits(
         self, state: th.Tensor, obs: th.Tensor, team_skill: th.Tensor, noise: float = 0.0
@@ -64,7 +75,7 @@ class SkillDiscriminators(nn.Module):
             scaled_state = scaled_state + noise * th.randn_like(scaled_state)
             scaled_obs = scaled_obs + noise * th.randn_like(scaled_obs)
         given = one_hot(team_skill, self.n_team_skills).unsqueeze(-2).expand(*scaled_obs.shape[:-1], -1)
-        return self.team(scaled_state), self.agent(th.cat([scaled_obs, given], dim=-1))
+        return self.team(self.state_features(scaled_state)), self.agent(th.cat([self.obs_features(scaled_obs), given], dim=-1))
 
     def log_probs(self, batch: DiscriminatorBatch) -> tuple[th.Tensor, th.Tensor]:
         """log q_D(Z | s) (R,) and log q_d(z^i | o^i, Z) (R, N)."""
@@ -77,12 +88,7 @@ class SkillDiscriminators(nn.Module):
     def losses(self, batch: DiscriminatorBatch, noise: float) -> tuple[th.Tensor, th.Tensor]:
         """Cross-entropies of both discriminators on one batch (Eq. 8), scalars."""
         team, agents = self.logits(batch.state, batch.obs, batch.team_skill, noise)
-        return discriminator_loss(team, batch.team_skill), discriminator_loss(agents, batch.agent_skills)
-
-
-def _first_agent(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """Space of one agent inside a space whose first axis counts agents; bounds of all agents taken together."""
-    shape = space.shape or ()
-    if isinstance(space, spaces.Box):
-        return spaces.Box(space.low.min(axis=0), space.high.max(axis=0), shape[1:], dtype=space.dtype)
-    return spaces.MultiBinary(shape[1:])
+        return (
+            discriminator_loss(team, batch.team_skill, batch.team_weights),
+            discriminator_loss(agents, batch.agent_skills, batch.agent_weights),
+        )

@@ -12,14 +12,16 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from hmasd_sb3.normalization import ValueNorm, to_float
 from hmasd_sb3.policies.coordinator import SkillCoordinator, TransformerCoordinator
 from hmasd_sb3.policies.discoverer import RecurrentActor, RecurrentCritic
 from hmasd_sb3.policies.discriminators import SkillDiscriminators
+from hmasd_sb3.policies.features import is_picture
 from hmasd_sb3.policies.flat import FlatOptimizer
-from hmasd_sb3.policies.spec import TeamSpec, discriminator_space
+from hmasd_sb3.policies.spec import TeamSpaceError, TeamSpec, discriminator_space, first_agent
 from hmasd_sb3.type_aliases import SkillState, TeamDecision, TensorDict
 
 NETWORKS = ("coordinator", "actor", "critic", "discriminators")
@@ -28,8 +30,8 @@ NETWORKS = ("coordinator", "actor", "critic", "discriminators")
 class HMASDPolicy(BasePolicy):
     """Hierarchical policy of a team.
 
-    :param observation_space: Dict with ``obs`` (N, ...), ``state`` (S,) and optionally ``action_mask``,
-        ``discriminator_obs``, ``discriminator_state``
+    :param observation_space: Dict with ``obs`` (N, ...), ``state`` (S,) or a picture, and optionally ``action_mask``,
+        ``agent_mask``, ``discriminator_obs``, ``discriminator_state``
     :param action_space: MultiDiscrete([A] * N) or Box of shape (N, A)
     :param lr_schedule: learning rate of coordinator, actor and critic
     :param skill_interval: k, steps between assignments
@@ -42,6 +44,9 @@ class HMASDPolicy(BasePolicy):
     :param value_norm_beta: weight of the past at each rollout
     :param coordinator_class: see :class:`~hmasd_sb3.policies.coordinator.SkillCoordinator`
     :param coordinator_kwargs: e.g. ``n_heads``, ``n_blocks``
+    :param features_extractor_class: SB3 feature extractor, applied to each agent's observation, and to the state if that is
+        a picture; every network has its own. None: inputs as they are
+    :param features_extractor_kwargs: its arguments
     :param optimizer_class: element-wise optimizer, used once per network
     :param optimizer_kwargs: its arguments; Adam's epsilon defaults to 1e-5
     """
@@ -61,10 +66,12 @@ class HMASDPolicy(BasePolicy):
         value_norm_beta: float = 0.9,
         coordinator_class: type[SkillCoordinator] = TransformerCoordinator,
         coordinator_kwargs: dict[str, Any] | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self.spec = TeamSpec.from_spaces(observation_space, action_space)
+        self.spec = TeamSpec.from_spaces(observation_space, action_space, features_extractor_class, features_extractor_kwargs)
         if hidden_size < 1:
             raise ValueError(f"hidden_size must be at least 1, got {hidden_size}.")
         if not 0.0 <= value_norm_beta < 1.0:
@@ -85,18 +92,24 @@ class HMASDPolicy(BasePolicy):
             value_norm_beta=value_norm_beta,
             coordinator_class=coordinator_class,
             coordinator_kwargs=coordinator_kwargs,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
         )
         self.coordinator = coordinator_class(
             self.spec, n_team_skills, n_agent_skills, **{"hidden_size": hidden_size, **(coordinator_kwargs or {})}
         )
         self.actor = RecurrentActor(self.spec, n_agent_skills, hidden_size, log_std_init)
         self.critic = RecurrentCritic(self.spec, n_team_skills, n_agent_skills, hidden_size, critic_sees_agent_skills)
+        seen_state = discriminator_space(observation_space, "state")
+        assert isinstance(seen_state, spaces.Box)
         self.discriminators = SkillDiscriminators(
-            discriminator_space(observation_space, "state"),
-            discriminator_space(observation_space, "obs"),
+            seen_state,
+            first_agent(discriminator_space(observation_space, "obs")),
             n_team_skills,
             n_agent_skills,
             hidden_size,
+            features_extractor_class,
+            features_extractor_kwargs,
         )
         self.high_value_norm = ValueNorm(value_norm_beta, value_norm)
         self.low_value_norm = ValueNorm(value_norm_beta, value_norm)
@@ -182,18 +195,29 @@ class HMASDPolicy(BasePolicy):
         if episode_start.any():
             hidden = np.where(episode_start[:, None, None], np.float32(0.0), hidden)
             steps_left[episode_start] = 0
+        present = observation["agent_mask"].bool() if self.spec.has_agent_mask else None
+        if present is not None and bool(present.all()):
+            present = None
         with th.no_grad():
             obs = self.flat_obs(observation)
             assigned = steps_left == 0
             skill_log_probs = np.zeros((len(assigned), 1 + self.spec.n_agents), dtype=np.float32)
             if assigned.any():
                 rows = th.from_numpy(np.flatnonzero(assigned)).to(obs.device)
-                choice = self.coordinator.assign(to_float(observation["state"][rows]), obs[rows], deterministic)
+                choice = self.coordinator.assign(
+                    to_float(observation["state"][rows]).flatten(1),
+                    obs[rows],
+                    deterministic,
+                    agent_mask=None if present is None else present[rows],
+                )
                 team_skill[assigned] = choice.team_skill.cpu().numpy()
                 agent_skills[assigned] = choice.agent_skills.cpu().numpy()
                 skill_log_probs[assigned] = choice.log_probs.cpu().numpy()
                 steps_left[assigned] = self.skill_interval
             actions, log_probs, next_hidden = self._low_level(observation, obs, agent_skills, hidden, deterministic)
+        if present is not None:
+            # Who joins, or comes back, begins with an empty memory.
+            next_hidden *= present.cpu().numpy()[..., None]
         next_state = SkillState(team_skill, agent_skills, steps_left - 1, next_hidden)
         return TeamDecision(actions, log_probs, assigned, skill_log_probs, hidden, next_state)
 
@@ -271,3 +295,36 @@ class HMASDPolicy(BasePolicy):
         n_envs = observation["state"].shape[0]
         decision = self.act(observation, self.initial_skill_state(n_envs), np.ones(n_envs, dtype=bool), deterministic)
         return th.from_numpy(self.to_env_actions(decision.actions))
+
+
+class HMASDCnnPolicy(HMASDPolicy):
+    """HMASD for agents that see pictures: every network reads them through a convolutional network of its own.
+
+    ``obs`` (N, H, W), (N, H, W, C) or (N, C, H, W); a state that is a picture is read the same way. Arguments as
+    :class:`HMASDPolicy`, with SB3's :class:`NatureCNN` as feature extractor unless another is given.
+
+    :raises TeamSpaceError: if the agents do not see pictures
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        **kwargs: Any,
+    ) -> None:
+        spec = TeamSpec.from_spaces(observation_space, action_space)
+        if not is_picture(spec.obs_space):
+            raise TeamSpaceError(
+                f"CnnPolicy is for pictures, an 'obs' of shape (n_agents, height, width[, channels]); got that of "
+                f"{spec.n_agents} agents with {spec.obs_space.shape} each. Use 'MlpPolicy'."
+            )
+        super().__init__(observation_space, action_space, lr_schedule, **{"features_extractor_class": NatureCNN, **kwargs})
+
+
+POLICIES: dict[str, type[HMASDPolicy]] = {
+    "MlpPolicy": HMASDPolicy,
+    "MultiInputPolicy": HMASDPolicy,
+    "CnnPolicy": HMASDCnnPolicy,
+}
+"""What the names that SB3 knows stand for here."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+from hmasd_sb3.policies.features import Features, is_picture
 
 _REMEDY = (
     "Wrap a PettingZoo parallel game with hmasd_sb3.TeamEnv(game) or vectorise it with "
@@ -21,14 +24,19 @@ class TeamSpaceError(ValueError):
 
 @dataclass(frozen=True)
 class TeamSpec:
-    """Sizes of one team.
+    """Sizes of one team, and how its networks read what it sees.
 
     :ivar n_agents: N
     :ivar obs_dim: flattened size of one agent's observation (O)
-    :ivar state_dim: size of the global state (S)
+    :ivar state_dim: flattened size of the global state (S)
     :ivar continuous: Box actions instead of discrete ones
     :ivar action_dim: number of actions per agent if discrete, size of one agent's action vector if continuous (A)
     :ivar has_action_mask: whether observations carry ``action_mask``
+    :ivar has_agent_mask: whether observations carry ``agent_mask``, so that agents may be absent
+    :ivar obs_space: of one agent's observation; bounds of all agents taken together
+    :ivar state_space: of the state
+    :ivar features_extractor_class: SB3 feature extractor of observations, and of the state if that is a picture too
+    :ivar features_extractor_kwargs: its arguments
     """
 
     n_agents: int
@@ -37,14 +45,34 @@ class TeamSpec:
     continuous: bool
     action_dim: int
     has_action_mask: bool
+    has_agent_mask: bool
+    obs_space: spaces.Box
+    state_space: spaces.Box
+    features_extractor_class: type[BaseFeaturesExtractor] | None = None
+    features_extractor_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def action_shape(self) -> tuple[int, ...]:
         """Shape of one agent's stored action."""
         return (self.action_dim,) if self.continuous else ()
 
+    def obs_features(self) -> Features:
+        """A new extractor for observations, (..., O) -> (..., F); each network has its own."""
+        return Features(self.obs_space, self.features_extractor_class, self.features_extractor_kwargs)
+
+    def state_features(self) -> Features:
+        """A new extractor for states, (..., S) -> (..., F)."""
+        extractor = self.features_extractor_class if is_picture(self.state_space) else None
+        return Features(self.state_space, extractor, self.features_extractor_kwargs)
+
     @classmethod
-    def from_spaces(cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> TeamSpec:
+    def from_spaces(
+        cls,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+    ) -> TeamSpec:
         """Check both spaces against the team convention.
 
         :raises TeamSpaceError: naming the convention broken, the value met and the remedy
@@ -53,12 +81,33 @@ class TeamSpec:
         continuous, action_dim = _read_actions(action_space, n_agents)
         assert isinstance(observation_space, spaces.Dict)
         _check_discriminator_keys(observation_space, n_agents)
-        has_mask = "action_mask" in observation_space.spaces
-        if has_mask:
-            if continuous:
-                raise TeamSpaceError("'action_mask' was given with continuous actions; masks exist for discrete actions only.")
-            _require_shape(observation_space, "action_mask", (n_agents, action_dim))
-        return cls(n_agents, obs_dim, state_dim, continuous, action_dim, has_mask)
+        for key, shape in (("action_mask", (n_agents, action_dim)), ("agent_mask", (n_agents,))):
+            if key in observation_space.spaces:
+                _require_shape(observation_space, key, shape)
+        state_space = observation_space.spaces["state"]
+        assert isinstance(state_space, spaces.Box)
+        return cls(
+            n_agents,
+            obs_dim,
+            state_dim,
+            continuous,
+            action_dim,
+            "action_mask" in observation_space.spaces,
+            "agent_mask" in observation_space.spaces,
+            first_agent(observation_space.spaces["obs"]),
+            state_space,
+            features_extractor_class,
+            features_extractor_kwargs or {},
+        )
+
+
+def first_agent(space: spaces.Space[Any]) -> spaces.Box:
+    """Space of one agent inside a space whose first axis counts agents; bounds of all agents taken together."""
+    shape = space.shape or ()
+    if isinstance(space, spaces.Box):
+        assert space.dtype is not None
+        return spaces.Box(space.low.min(axis=0), space.high.max(axis=0), shape[1:], dtype=space.dtype.type)
+    return spaces.Box(0, 1, shape[1:], np.int8)
 
 
 def arriving_space(observation_space: spaces.Dict, normalized_keys: Iterable[str]) -> spaces.Dict:
@@ -75,7 +124,8 @@ def discriminator_space(observation_space: spaces.Dict, which: str) -> spaces.Sp
 def _require_shape(observation_space: spaces.Dict, key: str, shape: tuple[int, ...]) -> None:
     met = observation_space.spaces[key].shape
     if met != shape:
-        raise TeamSpaceError(f"The observation's {key!r} must have shape {shape} (agents, actions), got {met}.")
+        axes = "(agents, actions)" if len(shape) == 2 else "(agents,)"
+        raise TeamSpaceError(f"The observation's {key!r} must have shape {shape} {axes}, got {met}.")
 
 
 def _check_discriminator_keys(space: spaces.Dict, n_agents: int) -> None:
@@ -96,11 +146,13 @@ def _read_observations(space: spaces.Space[Any]) -> tuple[int, int, int]:
     if missing:
         raise TeamSpaceError(f"The observation lacks {missing}; it has the keys {sorted(space.spaces)}. {_REMEDY}")
     obs_shape, state_shape = space.spaces["obs"].shape, space.spaces["state"].shape
+    if not isinstance(space.spaces["state"], spaces.Box):
+        raise TeamSpaceError(f"'state' must be a Box, got {space.spaces['state']}. Flatten it with gymnasium.spaces.flatten.")
     if obs_shape is None or len(obs_shape) < 2:
         raise TeamSpaceError(f"'obs' must have an agent axis first, as in (n_agents, size); got shape {obs_shape}. {_REMEDY}")
-    if state_shape is None or len(state_shape) != 1:
-        raise TeamSpaceError(f"'state' must be a flat vector (state_dim,); got shape {state_shape}. Flatten it.")
-    return obs_shape[0], int(np.prod(obs_shape[1:])), state_shape[0]
+    if not state_shape:
+        raise TeamSpaceError("'state' must be a vector (state_dim,) or a picture; got a single number. Give it an axis.")
+    return obs_shape[0], int(np.prod(obs_shape[1:])), int(np.prod(state_shape))
 
 
 def _read_actions(space: spaces.Space[Any], n_agents: int) -> tuple[bool, int]:
