@@ -1,0 +1,172 @@
+"""Agents that see pictures: every network reads them through SB3's feature extractors, whatever the layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from teams import FAST, make_model, parameters_of, random_team_vec_env
+
+from hmasd_sb3 import HMASD
+from hmasd_sb3.policies import TeamSpaceError
+from hmasd_sb3.policies.features import Features
+
+SETTINGS: dict[str, Any] = {
+    **FAST,
+    "n_steps": 8,
+    "policy_kwargs": {"hidden_size": 16, "features_extractor_kwargs": {"features_dim": 8}},
+}
+
+
+class PictureTeam(gym.Env[dict[str, np.ndarray], np.ndarray]):
+    """Two agents see noise. Ends by a time limit."""
+
+    metadata = {"render_modes": []}
+    render_mode = None
+
+    def __init__(self, shape: tuple[int, ...] = (36, 40, 3), state: str = "picture") -> None:
+        self.shape, self.state = shape, state
+        picture = spaces.Box(0, 255, (36, 36, 2), np.uint8)
+        self.observation_space = spaces.Dict(
+            obs=spaces.Box(0, 255, (2, *shape), np.uint8),
+            state=picture if state == "picture" else spaces.Box(-1.0, 1.0, (3,), np.float32),
+        )
+        self.action_space = spaces.MultiDiscrete([3, 3])
+        self.clock = 0
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        # Drawn from the generator, as sampling from the space would draw from another one.
+        obs = self.np_random.integers(256, size=(2, *self.shape), dtype=np.uint8)
+        if self.state == "picture":
+            return {"obs": obs, "state": self.np_random.integers(256, size=(36, 36, 2), dtype=np.uint8)}
+        return {"obs": obs, "state": self.np_random.random(3).astype(np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.clock = 0
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.clock += 1
+        return self._observe(), float(action.sum() == 0), False, self.clock == 6, {}
+
+
+def make(policy: str = "CnnPolicy", **kwargs: Any) -> HMASD:
+    env = DummyVecEnv([lambda: Monitor(PictureTeam(**kwargs)) for _ in range(2)])
+    settings = SETTINGS if policy == "CnnPolicy" else FAST
+    return HMASD(policy, env, **settings)
+
+
+@pytest.mark.parametrize("shape", [(36, 40, 3), (3, 36, 40), (36, 40)])
+@pytest.mark.parametrize("state", ["picture", "vector"])
+def test_it_learns_and_is_evaluated_in_every_layout(shape: tuple[int, ...], state: str, tmp_path: Any) -> None:
+    model = make(shape=shape, state=state)
+    before = parameters_of(model)
+    model.learn(32, callback=EvalCallback(Monitor(PictureTeam(shape, state)), n_eval_episodes=1, eval_freq=8, verbose=0))
+    after = parameters_of(model)
+    unmoved = {name for name in before if th.equal(before[name], after[name])}
+    assert not {name for name in unmoved if "extractor" in name}
+    assert model.logger.name_to_value["sync/actor_first_ratio_deviation"] < 1e-4
+    model.save(tmp_path / "model.zip")
+    loaded = HMASD.load(tmp_path / "model.zip", env=model.env)
+    observation = model.env.reset()
+    for got, expected in zip(
+        loaded.predict(observation, deterministic=True)[1], model.predict(observation, deterministic=True)[1], strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+    evaluate_policy(loaded, DummyVecEnv([lambda: Monitor(PictureTeam(shape, state))]), n_eval_episodes=1)
+
+
+def test_every_network_has_its_own_extractor() -> None:
+    names = {name for name, _ in make().policy.named_parameters() if "extractor" in name}
+    owners = {name.split(".extractor")[0] for name in names}
+    assert owners == {
+        "coordinator.embed_state.0",
+        "coordinator.embed_obs.0",
+        "actor.features",
+        "critic.features",
+        "discriminators.state_features",
+        "discriminators.obs_features",
+    }
+
+
+def test_pictures_get_their_shape_and_channels_back() -> None:
+    class Mean(BaseFeaturesExtractor):
+        """Means over the rows of each channel: shows which axis is which."""
+
+        def __init__(self, space: spaces.Box) -> None:
+            assert space.shape == (3, 5, 4)
+            super().__init__(space, 15)
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return observations.mean(-1).flatten(1)
+
+    picture = th.rand(7, 2, 5, 4, 3)
+    last = Features(spaces.Box(0, 255, (5, 4, 3), np.uint8), Mean)
+    got = last(picture.flatten(2))
+    th.testing.assert_close(got, picture.mean(3).transpose(-1, -2).flatten(2))
+    # Without gradients, rows are read in parts; with them at once.
+    many = th.rand(3000, 60)
+    with th.no_grad():
+        in_parts = last(many)
+    th.testing.assert_close(in_parts, last(many))
+
+
+def test_each_agent_reads_its_own_picture() -> None:
+    model = make()
+    observation = model.env.reset()
+    with th.no_grad():
+        tensors = {key: th.as_tensor(value) for key, value in observation.items()}
+        flat = model.policy.flat_obs(tensors)
+        swapped = model.policy.flat_obs({**tensors, "obs": tensors["obs"].flip(1)})
+        features = model.policy.actor.features
+        th.testing.assert_close(features(flat).flip(1), features(swapped))
+        assert (features(flat)[:, 0] - features(flat)[:, 1]).abs().max() > 1e-4
+
+
+def test_mlp_policy_takes_pictures_flat() -> None:
+    model = make("MlpPolicy")
+    model.learn(24)
+    assert not any("extractor" in name for name, _ in model.policy.named_parameters())
+    assert model.policy.spec.state_dim == 36 * 36 * 2
+
+
+def test_discriminators_see_bytes_scaled_by_their_known_range() -> None:
+    scaler = make().policy.discriminators.obs_scaler
+    bytes_ = th.tensor([0.0, 255.0]).repeat_interleave(36 * 40 * 3).view(2, -1)
+    th.testing.assert_close(scaler(bytes_), (bytes_ > 0) * 2.0 - 1.0)
+
+
+def test_unsuitable_pictures_and_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"NatureCNN cannot read observations of shape \(12, 12, 3\).*36 x 36"):
+        make(shape=(12, 12, 3))
+    with pytest.raises(TeamSpaceError, match=r"CnnPolicy is for pictures.*'MlpPolicy'"):
+        HMASD("CnnPolicy", random_team_vec_env())
+    with pytest.raises(ValueError, match=r"no 'feature_extractor_class'.*features_extractor_class"):
+        HMASD("CnnPolicy", make().env, policy_kwargs={"feature_extractor_class": None})
+
+
+def test_an_extractor_of_ones_own_reads_vectors_too() -> None:
+    class Double(BaseFeaturesExtractor):
+        def __init__(self, space: spaces.Box, factor: float = 2.0) -> None:
+            super().__init__(space, 3)
+            self.scale = th.nn.Parameter(th.tensor(factor))
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return self.scale * observations
+
+    kwargs = {"hidden_size": 16, "features_extractor_class": Double, "features_extractor_kwargs": {"factor": 3.0}}
+    model = make_model(policy_kwargs=kwargs)
+    assert float(model.policy.actor.features.extractor.scale) == 3.0
+    model.learn(100)
+    assert float(model.policy.actor.features.extractor.scale) != 3.0
+    assert float(model.policy.coordinator.embed_obs[0].extractor.scale) != 3.0
