@@ -198,6 +198,15 @@ class TestCaptions:
         assert (86, 180, 233) in colours((1, 0)) & colours((0, 1))
         assert (86, 180, 233) not in colours((0, 0))
 
+    def test_absent_agents_show_no_skill(self) -> None:
+        picture = np.zeros((50, 420, 3), np.uint8)
+
+        def drawn(skill: int, present: tuple[bool, ...] | None) -> bytes:
+            return draw_frame(picture, Caption(0, 0.0, Skills(0, (1, skill)), False, "", present), ("a", "b")).tobytes()
+
+        assert drawn(2, (True, False)) == drawn(3, (True, False))
+        assert drawn(2, None) == drawn(2, (True, True)) != drawn(3, None)
+
     def test_refuses_other_pictures(self) -> None:
         with pytest.raises(ValueError, match=r"\(height, width, 3\), got float64 \(5, 5\)"):
             draw_frame(np.zeros((5, 5)), Caption(0, 0.0, None, False, ""), ())  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ _BACKGROUND: Colour = (248, 248, 248)
 _HIGHLIGHT: Colour = (255, 214, 92)
 _INK: Colour = (30, 30, 30)
 _BORDER: Colour = (120, 120, 120)
+_ABSENT: Colour = (225, 225, 225)
 _MIN_WIDTH = 420  # pixels; narrower pictures are enlarged, since the caption needs the room
 _FONT_SIZE = 17
 _MARGIN = 12
@@ -48,6 +49,7 @@ class Caption(NamedTuple):
     skills: Skills | None  # None if the model has no skills
     skills_assigned: bool  # True at the step at which the skills were chosen
     note: str  # e.g. how the episode ended; may be empty
+    present: tuple[bool, ...] | None = None  # one per agent, who is in the game; None for all
 
 
 def draw_frame(picture: npt.NDArray[np.uint8], caption: Caption, agent_names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
@@ -94,13 +96,16 @@ def _chip_rows(caption: Caption, agent_names: tuple[str, ...], width: int, font:
     if caption.skills is None:
         return []
     team_skill, agent_skills = caption.skills
-    labels = [("team skill Z", team_skill, TEAM_SKILL_COLOURS)]
-    labels += [(f"{name}  z", skill, AGENT_SKILL_COLOURS) for name, skill in zip(agent_names, agent_skills, strict=True)]
+    present = caption.present or (True,) * len(agent_skills)
+    labels: list[tuple[str, int | None, tuple[Colour, ...]]] = [("team skill Z", team_skill, TEAM_SKILL_COLOURS)]
+    for name, skill, there in zip(agent_names, agent_skills, present, strict=True):
+        labels.append((f"{name}  z", skill if there else None, AGENT_SKILL_COLOURS))
     rows: list[list[_Chip]] = [[]]
     used = 0
     for name, skill, colours in labels:
         # Room for two digits whatever the skill is.
-        chip = _Chip(f"{name} {skill}", colours[skill % len(colours)], int(font.getlength(f"{name} 88")) + 20)
+        text, colour = ("-", _ABSENT) if skill is None else (str(skill), colours[skill % len(colours)])
+        chip = _Chip(f"{name} {text}", colour, int(font.getlength(f"{name} 88")) + 20)
         if rows[-1] and used + chip.width > width:
             rows.append([])
             used = 0

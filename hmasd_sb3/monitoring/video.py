@@ -162,7 +162,8 @@ class _Recorder:
             if skills is not None and assigned:
                 self.choices.append(SkillChoice(self.n_steps, *skills))
             names = names if names is not None else _agent_names(self._venv, skills)
-            self._add_frame(picture, skills, names, assigned=assigned, note="")
+            present = _present_agents(observation)
+            self._add_frame(picture, skills, names, assigned=assigned, note="", present=present)
             observation, rewards, dones, infos = self._venv.step(actions)
             self.n_steps += 1
             self.episode_return += float(self._raw_reward(rewards)[0])
@@ -197,8 +198,9 @@ class _Recorder:
         *,
         assigned: bool,
         note: str,
+        present: tuple[bool, ...] | None = None,
     ) -> None:
-        caption = Caption(self.n_steps, self.episode_return, skills, assigned, note)
+        caption = Caption(self.n_steps, self.episode_return, skills, assigned, note, present)
         self.frames.append(draw_frame(picture, caption, names))
 
 
@@ -226,6 +228,13 @@ def _read_steps_left(state: Any) -> int | None:
     if read_skills(state) is None or len(state) < 3:
         return None
     return int(np.asarray(getattr(state, "steps_left", state[2]))[0])
+
+
+def _present_agents(observation: Any) -> tuple[bool, ...] | None:
+    """Who is in the game, where agents may leave it."""
+    if not isinstance(observation, dict) or "agent_mask" not in observation:
+        return None
+    return tuple(bool(there) for there in observation["agent_mask"][0])
 
 
 def _agent_names(venv: VecEnv, skills: Skills | None) -> tuple[str, ...]:
