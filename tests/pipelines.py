@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,18 @@ class ClosedGame(ReportingGame):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, copied=True)
+
+
+class LoggedGame(ReportingGame):
+    """Writes down in which process it is closed."""
+
+    def __init__(self, log: pathlib.Path) -> None:
+        super().__init__()
+        self.log = log
+
+    def close(self) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
 
 
 class DyingGame(TinyGame):

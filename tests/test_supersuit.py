@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 import supersuit as ss
 from games import TimeLimitGame, TinyGame
 from pettingzoo.utils.conversions import parallel_to_aec
-from pipelines import ClosedGame, DyingGame, ReportingGame, pipeline, wrapped_spread
+from pipelines import ClosedGame, DyingGame, LoggedGame, ReportingGame, pipeline, wrapped_spread
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from teams import FAST
 
@@ -240,6 +244,39 @@ def test_closing_leaves_no_process() -> None:
     assert set(multiprocessing.active_children()) == before
 
 
+@pytest.mark.parametrize(("num_cpus", "n_closed"), [(0, 2), (2, 5)])
+def test_every_game_is_closed_once(num_cpus: int, n_closed: int, tmp_path: pathlib.Path) -> None:
+    """SuperSuit's worker processes take its request to close for an error and leave their games open.
+
+    With worker processes: two games there, one that was tried here, and two in the new ones.
+    """
+    log = tmp_path / "closed"
+    venv = SuperSuitTeamVecEnv(pipeline(LoggedGame(log), 2, num_cpus))
+    venv.close()
+    venv.close()
+    lines = log.read_text().split()
+    assert len(lines) == n_closed
+    assert lines.count(str(os.getpid())) == (2 if num_cpus == 0 else 1)
+
+
+@pytest.mark.slow
+def test_a_script_needs_no_guard_where_supersuit_needs_none(tmp_path: pathlib.Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pipelines import ReportingGame, pipeline\n"
+        "from hmasd_sb3.wrappers.supersuit_vec import SuperSuitTeamVecEnv\n"
+        "venv = SuperSuitTeamVecEnv(pipeline(ReportingGame(), 2, num_cpus=2))\n"
+        "print(venv.reset()['obs'].shape)\n"
+        "venv.close()\n"
+    )
+    tests = pathlib.Path(__file__).parent
+    path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "(2, 2, 3)", done.stderr
+
+
 def test_monitors_and_training_around_teams() -> None:
     """SuperSuit's SB3 class gives no episode statistics per team, and PPO(seed=...) on it is an AttributeError."""
     venv = VecMonitor(SuperSuitTeamVecEnv(pipeline(ReportingGame(), N_TEAMS)))
@@ -278,6 +315,7 @@ def test_a_given_game_is_copied() -> None:
 # ---- refused
 
 
+@pytest.mark.filterwarnings("ignore:The `render_mode` attribute")
 @pytest.mark.parametrize(
     ("venv", "hint"),
     [
@@ -310,18 +348,16 @@ def test_teams_of_different_games_are_refused() -> None:
         check_games([two, other], 5)
 
 
-def test_a_game_that_is_no_team_is_refused_before_processes_start() -> None:
-    class Late(TinyGame):
-        def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
-            observations, infos = super().reset(seed, options)
-            observations["agent_1"] = observations["agent_1"][:2]
-            return observations, infos
+def test_a_game_that_is_no_team_is_refused_while_the_pipeline_lives() -> None:
+    class Combined(TinyGame):
+        def make_action_space(self) -> gym.spaces.Space[Any]:
+            return gym.spaces.MultiDiscrete([2, 2])
 
-        def observation_space(self, agent: str) -> gym.spaces.Space[Any]:
-            return gym.spaces.Graph(gym.spaces.Box(0.0, 1.0, (1,)), None)
-
-    with pytest.raises(ValueError, match="observation"):
-        SuperSuitTeamVecEnv(ss.pettingzoo_env_to_vec_env_v1(Late()))
+    rows = pipeline(Combined(), 2, num_cpus=2, base_class="gymnasium")
+    with pytest.raises(ValueError, match="must be Discrete"):
+        SuperSuitTeamVecEnv(rows)
+    assert all(process.is_alive() for process in rows.procs)
+    rows.close()
 
 
 # ---- black death
@@ -418,3 +454,23 @@ def test_a_pipeline_loses_its_black_death() -> None:
     steps = list(play(venv, 5))
     assert [bool(dones.any()) for _, _, dones, _ in steps] == [False] * 4 + [True]
     assert all(info["TimeLimit.truncated"] for info in steps[-1][3])
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["black_death", "plain"])
+@pytest.mark.parametrize("num_cpus", [0, 2])
+def test_teams_see_deaths(num_cpus: int, wrapped: bool) -> None:
+    """Without black death, SuperSuit's rows cannot be stepped at all once an agent has died; with it, nobody sees who."""
+    game = ss.black_death_v3(DyingGame()) if wrapped else DyingGame()
+    venv = SuperSuitTeamVecEnv(pipeline(ss.frame_stack_v1(game, 2), 2, num_cpus))
+    venv.reset()
+    steps = list(play(venv, 6))
+    assert [observations["agent_mask"][1].tolist() for observations, *_ in steps[:5]] == [[1, 1, 1]] + [[0, 1, 1]] * 2 + [
+        [0, 0, 1]
+    ] * 2
+    for observations, *_ in steps[1:5]:
+        assert not observations["obs"][:, 0].any()
+    assert [bool(dones.all()) for _, _, dones, _ in steps] == [False] * 5 + [True]
+    for info in steps[-1][3]:
+        assert info["TimeLimit.truncated"] is True
+        assert info["terminal_observation"]["agent_mask"].tolist() == [0, 0, 1]
+    venv.close()

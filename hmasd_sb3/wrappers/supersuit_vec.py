@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -209,5 +210,5 @@ def _run_teams(copies: list[GameCopy], pipeline: Any) -> VecEnv:
 
 
 def _in_workers(makers: list[Callable[[], gym.Env[Any, Any]]], n_workers: int) -> VecEnv:
-    """Teams in worker processes."""
-    return SubprocVecEnv(makers)
+    """Teams in worker processes, started as SuperSuit starts its own: a script that ran with those runs with these."""
+    return SubprocVecEnv(makers, start_method=multiprocessing.get_start_method())
