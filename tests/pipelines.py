@@ -15,7 +15,8 @@ from gymnasium import spaces
 class ReportingGame(TinyGame):
     """Terminates at the clock's 3 if the first mark is small, else runs into the time limit; says so in its infos.
 
-    The infos of a reset have the same key as those of the end, and ``state()`` is not the joined observations.
+    The infos of a reset have the same key as those of the end, and tell what is to come: whether that mark is small.
+    ``state()`` is not the joined observations.
     """
 
     def __init__(self, n_agents: int = 2, horizon: int = 5, render_mode: str | None = None) -> None:
@@ -35,7 +36,7 @@ class ReportingGame(TinyGame):
         return bool(terminated), not terminated and self.clock >= self.horizon
 
     def info(self, agent: str) -> dict[str, Any]:
-        return {"is_success": self.clock > 0}
+        return {"is_success": self.clock > 0 or bool(self.marks[0] < 0.5)}
 
     def harder(self, by: int) -> int:
         self.difficulty += by

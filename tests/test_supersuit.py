@@ -18,6 +18,7 @@ from games import TimeLimitGame, TinyGame
 from pettingzoo.utils.conversions import parallel_to_aec
 from pipelines import ClosedGame, DyingGame, LoggedGame, ReportingGame, pipeline, wrapped_spread
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from supersuit.vector import MakeCPUAsyncConstructor
 from teams import FAST
 
 from hmasd_sb3 import HMASD
@@ -94,6 +95,18 @@ def test_rows_of_several_pipelines_in_one() -> None:
     assert venv.num_envs == 6
 
 
+@pytest.mark.parametrize("num_cpus", [0, 2])
+def test_teams_keep_the_order_of_the_rows(num_cpus: int) -> None:
+    rows = [ss.pettingzoo_env_to_vec_env_v1(ReportingGame()) for _ in range(5)]
+    for index, row in enumerate(rows):
+        row.par_env.difficulty = index
+    makers = [lambda row=row: row for row in rows]
+    spaces = rows[0].observation_space, rows[0].action_space
+    venv = SuperSuitTeamVecEnv(MakeCPUAsyncConstructor(num_cpus)(makers, *spaces))
+    assert venv.get_attr("difficulty") == [0, 1, 2, 3, 4]
+    venv.close()
+
+
 # ---- seeds
 
 
@@ -160,12 +173,20 @@ def test_last_observation_has_its_own_state(teams: SuperSuitTeamVecEnv) -> None:
 
 def test_infos_of_the_end_and_of_the_restart_are_apart(teams: SuperSuitTeamVecEnv) -> None:
     """SuperSuit lets the infos of a restart overwrite those of the end where they have the same key."""
-    for _, _, dones, infos in play(teams, 6):
+    seen = []
+    for observations, _, dones, infos in play(teams, 20):
+        expected = restart_infos(observations)
         for row in np.flatnonzero(dones):
             assert infos[row]["is_success"] is True
-            assert teams.reset_infos[row] == {"is_success": False}
-    teams.reset()
-    assert teams.reset_infos == [{"is_success": False}] * N_TEAMS
+            assert teams.reset_infos[row] == expected[row]
+            seen.append(expected[row]["is_success"])
+    assert set(seen) == {True, False}
+    observations = teams.reset()
+    assert teams.reset_infos == restart_infos(observations)
+
+
+def restart_infos(observations: Any) -> list[dict[str, bool]]:
+    return [{"is_success": bool(state[0] < 0.5)} for state in observations["state"]]
 
 
 def test_every_row_has_its_own_info(teams: SuperSuitTeamVecEnv) -> None:
@@ -434,7 +455,7 @@ def test_actions_for_the_dead_go_no_further() -> None:
 
 def test_black_death_twice_and_in_the_middle() -> None:
     inside = ss.black_death_v3(ss.black_death_v3(ss.normalize_obs_v0(ss.black_death_v3(DyingGame()))))
-    game, found = repair_black_death(ss.black_death_v3(ss.frame_stack_v1(inside, 2)))
+    game, found = repair_black_death(ss.black_death_v3(ss.black_death_v3(ss.frame_stack_v1(inside, 2))))
     assert found
     assert episode(game) == episode(DyingGame())
 
