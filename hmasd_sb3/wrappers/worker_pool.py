@@ -178,7 +178,8 @@ class WorkerPool:
         for worker in asked:
             if not worker.alive:
                 raise self._loss(worker, doing)
-        for answer in answers.values():
+        for index in sorted(answers):
+            answer = answers[index]
             if isinstance(answer, Raised):
                 error = error_from_failure(answer.failure, doing, self.n_steps)
                 if answer.error is None:

@@ -69,8 +69,7 @@ class WorkerTeamVecEnv(VecEnv):
     ) -> None:
         n_envs = len(env_fns)
         n_workers = _checked_n_workers(n_workers, n_envs)
-        if not worker_timeout > 0:
-            raise ValueError(f"worker_timeout must be a positive number of seconds; got {worker_timeout}")
+        worker_timeout = _checked_timeout(worker_timeout)
         self.restart_workers = restart_workers
         self.n_restarts = 0
         self.restarts_by_env = np.zeros(n_envs, dtype=np.int64)
@@ -94,6 +93,15 @@ class WorkerTeamVecEnv(VecEnv):
     def worker_pids(self) -> list[int]:
         """The process id of each worker."""
         return [worker.process.pid for worker in self._pool.workers]
+
+    @property
+    def worker_timeout(self) -> float:
+        """Seconds that a worker may take for an answer; may be changed."""
+        return self._pool.timeout
+
+    @worker_timeout.setter
+    def worker_timeout(self, seconds: float) -> None:
+        self._pool.timeout = _checked_timeout(seconds)
 
     # ---- playing
 
@@ -265,6 +273,7 @@ class WorkerTeamVecEnv(VecEnv):
 
         :raises WorkerError: if there are to be none
         """
+        faults = dict(sorted(faults.items()))
         rows = list(faults)
         if not (self.restart_workers and self._has_begun):
             raise self._give_up(faults[rows[0]])
@@ -311,6 +320,12 @@ class WorkerTeamVecEnv(VecEnv):
 def _headline(error: WorkerError) -> str:
     """The error's first line."""
     return str(error).splitlines()[0]
+
+
+def _checked_timeout(seconds: float) -> float:
+    if not seconds > 0:
+        raise ValueError(f"worker_timeout must be a positive number of seconds; got {seconds}")
+    return seconds
 
 
 def _checked_n_workers(n_workers: int | None, n_envs: int) -> int:
