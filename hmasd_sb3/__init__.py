@@ -5,14 +5,16 @@ from hmasd_sb3.hmasd import HMASD
 from hmasd_sb3.policies import HMASDPolicy
 from hmasd_sb3.presets import paper_settings
 from hmasd_sb3.schedules import ConfusionGatedNoise, ExponentialSchedule
-from hmasd_sb3.wrappers import TeamEnv, make_team_vec_env
+from hmasd_sb3.wrappers import SuperSuitTeamVecEnv, TeamEnv, WorkerError, make_team_vec_env
 
 __all__ = [
     "HMASD",
     "ConfusionGatedNoise",
     "ExponentialSchedule",
     "HMASDPolicy",
+    "SuperSuitTeamVecEnv",
     "TeamEnv",
+    "WorkerError",
     "make_team_vec_env",
     "paper_settings",
 ]

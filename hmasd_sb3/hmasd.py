@@ -57,7 +57,7 @@ class HMASD(SynchronisedAlgorithm):
     Where the defaults differ from the paper, ``docs/defaults.md`` says why; ``hmasd_sb3.paper_settings`` has the paper's.
 
     :param policy: "MlpPolicy", "CnnPolicy" for agents that see pictures, or a subclass of ``HMASDPolicy``
-    :param env: vector environment of teams, a team environment, a PettingZoo parallel game, or a registered id
+    :param env: vector environment of teams, SuperSuit pipeline, team environment, PettingZoo game, or registered id
     :param learning_rate: of coordinator, actor and critic (*schedule*)
     :param n_steps: steps of every environment per update; one synchronised batch is ``n_steps * n_envs``
     :param batch_size: environment steps per low-level minibatch (about: chunks are kept whole); must divide the batch.
@@ -214,7 +214,7 @@ class HMASD(SynchronisedAlgorithm):
 
         Unlike the base class this never transposes images: the first axis of ``obs`` counts agents, not channels.
         """
-        vec_env = env if isinstance(env, VecEnv) else as_team_vec_env(env, monitor_wrapper)
+        vec_env = as_team_vec_env(env, monitor_wrapper)
         TeamSpec.from_spaces(vec_env.observation_space, vec_env.action_space)
         return vec_env
 

@@ -321,7 +321,7 @@ def test_the_number_of_teams_must_be_positive(n_envs: Any) -> None:
 
 @pytest.mark.parametrize("env_id", ["AliceAndBob-v1", "AliceAndBob", "AliceBob-v0", "Alice_and_Bob"])
 def test_an_unknown_id_names_the_nearest(env_id: str) -> None:
-    with pytest.raises(ValueError, match=rf"'{env_id}' is no registered.*'AliceAndBob-v0'"):
+    with pytest.raises(ValueError, match=rf"'{env_id}' is registered neither.*'AliceAndBob-v0'"):
         make_team_vec_env(env_id, 2)
 
 

@@ -98,8 +98,8 @@ def _chip_rows(caption: Caption, agent_names: tuple[str, ...], width: int, font:
     team_skill, agent_skills = caption.skills
     present = caption.present or (True,) * len(agent_skills)
     labels: list[tuple[str, int | None, tuple[Colour, ...]]] = [("team skill Z", team_skill, TEAM_SKILL_COLOURS)]
-    for name, skill, there in zip(agent_names, agent_skills, present, strict=True):
-        labels.append((f"{name}  z", skill if there else None, AGENT_SKILL_COLOURS))
+    for name, agent_skill, there in zip(agent_names, agent_skills, present, strict=True):
+        labels.append((f"{name}  z", agent_skill if there else None, AGENT_SKILL_COLOURS))
     rows: list[list[_Chip]] = [[]]
     used = 0
     for name, skill, colours in labels:

@@ -2,7 +2,19 @@
 
 from hmasd_sb3.wrappers.convert import as_team_env, as_team_vec_env
 from hmasd_sb3.wrappers.gym_vector import GymVectorTeamVecEnv
+from hmasd_sb3.wrappers.supersuit_vec import SuperSuitTeamVecEnv
 from hmasd_sb3.wrappers.team_env import TeamEnv
 from hmasd_sb3.wrappers.vec import make_team_vec_env
+from hmasd_sb3.wrappers.worker_handle import WorkerError
+from hmasd_sb3.wrappers.workers import WorkerTeamVecEnv
 
-__all__ = ["GymVectorTeamVecEnv", "TeamEnv", "as_team_env", "as_team_vec_env", "make_team_vec_env"]
+__all__ = [
+    "GymVectorTeamVecEnv",
+    "SuperSuitTeamVecEnv",
+    "TeamEnv",
+    "WorkerError",
+    "WorkerTeamVecEnv",
+    "as_team_env",
+    "as_team_vec_env",
+    "make_team_vec_env",
+]

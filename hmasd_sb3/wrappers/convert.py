@@ -9,8 +9,11 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import aec_to_parallel
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
+from hmasd_sb3.wrappers.gym_vector import GymVectorTeamVecEnv
+from hmasd_sb3.wrappers.supersuit_games import is_pipeline
+from hmasd_sb3.wrappers.supersuit_vec import SuperSuitTeamVecEnv
 from hmasd_sb3.wrappers.team_env import TeamEnv
 from hmasd_sb3.wrappers.team_spaces import check_team_spaces
 
@@ -48,13 +51,22 @@ def as_team_env(env: Any, **team_kwargs: Any) -> gym.Env[Any, Any]:
 
 
 def as_team_vec_env(env: Any, monitor: bool = True) -> VecEnv:
-    """Make a vector environment of one team, without touching its observations.
+    """Make a vector environment over teams, without touching its observations.
 
     Stable-Baselines3's own wrapping would take the agent axis of a picture for its channels.
 
-    :param env: see :func:`as_team_env`
-    :param monitor: whether to report episodes by SB3's ``Monitor``, unless one is there already
+    :param env: a ``VecEnv``, which stays as it is; a ``gymnasium.vector.VectorEnv`` over teams; a SuperSuit pipeline, see
+        :class:`SuperSuitTeamVecEnv`; or a single game, see :func:`as_team_env`
+    :param monitor: whether to report episodes by SB3's monitors, unless one is there already
     """
+    if is_pipeline(env):
+        teams: VecEnv = SuperSuitTeamVecEnv(env)
+        return VecMonitor(teams) if monitor else teams
+    if isinstance(env, VecEnv):
+        return env
+    if isinstance(env, gym.vector.VectorEnv):
+        teams = GymVectorTeamVecEnv(env)
+        return VecMonitor(teams) if monitor else teams
     team = as_team_env(env)
     if monitor and not is_wrapped(team, Monitor):
         team = Monitor(team)

@@ -40,6 +40,12 @@ def describe_game(game: ParallelEnv) -> GameCopy:
     return GameCopy(game, agents, [game.observation_space(a) for a in agents], [game.action_space(a) for a in agents])
 
 
+def is_pipeline(venv: Any) -> bool:
+    """Whether this is one of SuperSuit's own vector environments, with or without its Stable-Baselines3 base class."""
+    inner = venv.venv if isinstance(venv, SB3VecEnvWrapper) else venv
+    return isinstance(inner, MarkovVectorEnv | ConcatVecEnv | ProcConcatVec)
+
+
 def find_pipeline(venv: Any) -> Pipeline:
     """SuperSuit's own vector environment: ``venv`` or what its Stable-Baselines3 base class is around.
 

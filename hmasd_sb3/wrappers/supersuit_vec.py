@@ -12,13 +12,13 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from pettingzoo import ParallelEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from supersuit.vector import ProcConcatVec
 
-from hmasd_sb3.wrappers.black_death import game_layers, repair_black_death
 from hmasd_sb3.wrappers.supersuit_games import GameCopy, check_games, copies_of, find_pipeline, stop_workers, take_games
 from hmasd_sb3.wrappers.team_env import TeamEnv
+from hmasd_sb3.wrappers.workers import WorkerTeamVecEnv
 
 
 class SuperSuitTeamVecEnv(VecEnv):
@@ -150,41 +150,9 @@ class SuperSuitTeamVecEnv(VecEnv):
         return self._teams.env_is_wrapped(wrapper_class, indices)
 
     def _check_has(self, name: str) -> None:
-        """Asked first, as a failing look-up would end a worker process."""
+        """Asked first, so that the error names what was looked for and where."""
         if not all(self._teams.env_method("has_wrapper_attr", name)):
             raise AttributeError(f"neither the teams nor their games have an attribute or method {name!r}")
-
-
-class _GameTeam(TeamEnv):
-    """A team that also answers for the attributes of its game and of the wrappers on it."""
-
-    def has_wrapper_attr(self, name: str) -> bool:
-        return self._owner(name) is not None
-
-    def get_wrapper_attr(self, name: str) -> Any:
-        owner = self._owner(name)
-        if owner is None:
-            raise AttributeError(f"neither the team nor its game has {name!r}")
-        return getattr(owner, name)
-
-    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = False) -> bool:
-        """Set it where it is; a new one is made only by ``force``, in the team.
-
-        :return: whether it was set
-        """
-        owner = self if force and not self.has_wrapper_attr(name) else self._owner(name)
-        if owner is None:
-            return False
-        setattr(owner, name, value)
-        return True
-
-    def _owner(self, name: str) -> Any:
-        """The outermost layer that has the attribute itself; wrappers also show those of what they are around."""
-        layers = [self, *game_layers(self.parallel_env)]
-        for layer in layers:
-            if name in vars(layer) or hasattr(type(layer), name):
-                return layer
-        return layers[-1] if hasattr(layers[-1], name) else None
 
 
 @dataclass(frozen=True)
@@ -195,14 +163,14 @@ class _TeamMaker:
 
     def __call__(self) -> TeamEnv:
         game = cloudpickle.loads(self.game) if isinstance(self.game, bytes) else self.game
-        return _GameTeam(repair_black_death(game)[0])
+        return TeamEnv(game)
 
 
 def _run_teams(copies: list[GameCopy], pipeline: Any) -> VecEnv:
     makers = [_TeamMaker(copy.game) for copy in copies]
     if not isinstance(pipeline, ProcConcatVec):
         return DummyVecEnv(list(makers))
-    # Made once here first: an error inside a worker process would only show as a closed pipe.
+    # Made once here first, so that a game that cannot be a team leaves the pipeline as it was.
     makers[0]().close()
     n_workers = len(pipeline.procs)
     stop_workers(pipeline)
@@ -211,4 +179,4 @@ def _run_teams(copies: list[GameCopy], pipeline: Any) -> VecEnv:
 
 def _in_workers(makers: list[Callable[[], gym.Env[Any, Any]]], n_workers: int) -> VecEnv:
     """Teams in worker processes, started as SuperSuit starts its own: a script that ran with those runs with these."""
-    return SubprocVecEnv(makers, start_method=multiprocessing.get_start_method())
+    return WorkerTeamVecEnv(makers, n_workers, start_method=multiprocessing.get_start_method())

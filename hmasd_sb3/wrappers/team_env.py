@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pettingzoo import AECEnv, ParallelEnv
 
 from hmasd_sb3.wrappers.agents import AgentActions, AgentObservations
+from hmasd_sb3.wrappers.black_death import game_layers, repair_black_death
 from hmasd_sb3.wrappers.masks import ActionMasks
 from hmasd_sb3.wrappers.team_spaces import (
     ACTION_MASK,
@@ -60,7 +61,8 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
     **Info**: empty, but for ``is_success`` where an agent's info has it: whether it is True for all that report it.
 
     Values are passed on unchanged: nothing is clipped or filled in. The game is reset once while it is being wrapped,
-    to see what its infos and its state look like.
+    to see what its infos and its state look like. SuperSuit's ``black_death_v3`` is taken out of its wrappers, as it hides
+    who is dead and how an episode ended.
 
     :param parallel_env: the game; an instance of its own, not shared with another team
     :param reward: ``"sum"``, ``"mean"`` (over the agents that were given one), or a function from the rewards, by agent,
@@ -86,7 +88,8 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
             raise ValueError(f"reward must be 'sum', 'mean' or a function of the agents' rewards; got {reward!r}")
         if not callable(state) and state not in (None, "joined"):
             raise ValueError(f"state must be None, 'joined' or a function of the game; got {state!r}")
-        self.parallel_env = parallel_env
+        self.parallel_env, _ = repair_black_death(parallel_env)
+        parallel_env = self.parallel_env
         self.possible_agents: list[Any] = _possible_agents(parallel_env)
         self.n_agents = len(self.possible_agents)
         self.metadata = dict(getattr(parallel_env, "metadata", None) or {})
@@ -167,6 +170,42 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
     def close(self) -> None:
         """Close the game."""
         self.parallel_env.close()
+
+    # ---- attributes
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Whether the team, the game, or a wrapper of the game has such an attribute."""
+        return self._owner(name) is not None
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """An attribute of the team, else of the game or a wrapper of it; this is what ``VecEnv.get_attr`` asks for.
+
+        :raises AttributeError: if there is none of that name
+        """
+        owner = self._owner(name)
+        if owner is None:
+            raise AttributeError(f"neither the team nor its game has {name!r}")
+        return getattr(owner, name)
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute where it is.
+
+        :param force: make a new one, in the team, if there is none
+        :return: whether it was set
+        """
+        owner = self._owner(name) or (self if force else None)
+        if owner is None:
+            return False
+        setattr(owner, name, value)
+        return True
+
+    def _owner(self, name: str) -> Any:
+        """The outermost layer that has the attribute itself; wrappers also show those of what they are around."""
+        layers = [self, *game_layers(self.parallel_env)]
+        for layer in layers:
+            if name in vars(layer) or hasattr(type(layer), name):
+                return layer
+        return layers[-1] if hasattr(layers[-1], name) else None
 
     # ---- at construction
 

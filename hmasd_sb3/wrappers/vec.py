@@ -7,12 +7,14 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pettingzoo
 from gymnasium.envs.registration import EnvSpec, registry
 from pettingzoo import AECEnv, ParallelEnv
 from stable_baselines3.common.monitor import Monitor
@@ -22,6 +24,7 @@ import hmasd_sb3.envs  # noqa: F401  (registers the bundled games, in worker pro
 from hmasd_sb3.wrappers.convert import as_team_env
 from hmasd_sb3.wrappers.gym_vector import GymVectorTeamVecEnv
 from hmasd_sb3.wrappers.team_spaces import check_team_spaces
+from hmasd_sb3.wrappers.workers import WorkerTeamVecEnv
 
 Factory = Callable[..., Any]
 Wrapper = Callable[[Any], Any]
@@ -32,6 +35,8 @@ def make_team_vec_env(
     n_envs: int = 32,
     *,
     seed: int | None = None,
+    n_workers: int | None = None,
+    restart_workers: bool = False,
     vec_env_cls: Callable[..., VecEnv] | None = None,
     vec_env_kwargs: dict[str, Any] | None = None,
     env_kwargs: dict[str, Any] | None = None,
@@ -42,28 +47,33 @@ def make_team_vec_env(
     """Make ``n_envs`` copies of a game, each a team, as one SB3 ``VecEnv`` that reports its episodes.
 
     A game that brings its own vectorisation (a ``vector_entry_point`` in its registration) is run by that, unless
-    ``vec_env_cls``, ``wrappers`` or ``team_kwargs`` ask for single environments.
+    ``n_workers``, ``vec_env_cls``, ``wrappers`` or ``team_kwargs`` ask for single environments.
 
-    :param env: a registered Gymnasium id (``"AliceAndBob-v0"``) or its spec; a function that makes a PettingZoo
+    :param env: a registered Gymnasium id (``"AliceAndBob-v0"``) or its spec; the id of a parallel game registered with
+        PettingZoo (``"butterfly/pistonball-v6"``); a function that makes a PettingZoo
         ``ParallelEnv``, a parallelisable ``AECEnv`` or a Gymnasium team environment; or the place of such a function,
         ``"package.module:function"``
     :param n_envs: number of teams
     :param seed: environment i is seeded with ``seed + i`` at the first reset. Without one, a seed is drawn from NumPy's
         global generator, so that copies differ even if the game always starts its random stream alike.
-    :param vec_env_cls: ``DummyVecEnv``, ``SubprocVecEnv`` or another class that takes a list of functions; by default
-        the game's own vectorisation, else ``DummyVecEnv``
+    :param n_workers: spread the environments over so many processes, see :class:`WorkerTeamVecEnv`. Worth it for games whose
+        step takes about a millisecond or more; quicker ones are fastest in this process, which is the default
+    :param restart_workers: with ``n_workers``: make environments whose process broke down anew and go on, instead of
+        raising :class:`WorkerError`
+    :param vec_env_cls: another class that takes a list of functions, such as SB3's ``SubprocVecEnv``; by default the
+        game's own vectorisation, else ``DummyVecEnv``
     :param vec_env_kwargs: further arguments for ``vec_env_cls``
     :param env_kwargs: arguments for the game
     :param team_kwargs: how a PettingZoo game becomes a team: ``reward``, ``state``, ``agent_mask``, see :class:`TeamEnv`
     :param wrappers: applied in turn to each team environment, each taking and returning one
     :param monitor_dir: folder for SB3's ``monitor.csv`` files; made if missing
+    :raises WorkerError: with ``n_workers``, if a game cannot be made
     :raises ValueError: if ``n_envs`` is not positive, the id or place is unknown, or the game is no team environment
     :raises TypeError: if a game was passed instead of a function that makes one
     """
     if isinstance(n_envs, bool) or not isinstance(n_envs, (int, np.integer)) or n_envs < 1:
         raise ValueError(f"n_envs must be a positive integer; got {n_envs!r}")
-    if vec_env_kwargs and vec_env_cls is None:
-        raise ValueError(f"vec_env_kwargs {sorted(vec_env_kwargs)} are for a vec_env_cls, and none was given")
+    vec_env_cls, vec_env_kwargs = _backend(n_workers, restart_workers, vec_env_cls, vec_env_kwargs or {})
     source = _find(env)
     kwargs = dict(env_kwargs or {})
     if monitor_dir is not None:
@@ -76,7 +86,7 @@ def make_team_vec_env(
         venv = VecMonitor(GymVectorTeamVecEnv(vector_env), filename)
     else:
         makers = [TeamMaker(source, kwargs, tuple(wrappers), i, monitor_dir, team_kwargs or {}) for i in range(n_envs)]
-        venv = _vectorise(makers, vec_env_cls or DummyVecEnv, vec_env_kwargs or {})
+        venv = _vectorise(makers, vec_env_cls or DummyVecEnv, vec_env_kwargs)
 
     seed = int(np.random.randint(2**31 - 1)) if seed is None else int(seed)
     venv.seed(seed)
@@ -115,12 +125,36 @@ class TeamMaker:
 
     def __call__(self) -> gym.Env[Any, Any]:
         """The team environment inside SB3's ``Monitor``."""
+        return self._monitored(new_file=True)
+
+    def remake(self) -> gym.Env[Any, Any]:
+        """The same once more, in place of one that broke down; its episodes go into the same file."""
+        return self._monitored(new_file=False)
+
+    def _monitored(self, new_file: bool) -> gym.Env[Any, Any]:
         filename = None if self.monitor_dir is None else os.path.join(self.monitor_dir, str(self.index))
-        return Monitor(self.make_bare(), filename)
+        return Monitor(self.make_bare(), filename, override_existing=new_file)
+
+
+def _backend(
+    n_workers: int | None, restart_workers: bool, cls: Callable[..., VecEnv] | None, kwargs: dict[str, Any]
+) -> tuple[Callable[..., VecEnv] | None, dict[str, Any]]:
+    """The class that the arguments ask for, if any, and its arguments."""
+    if n_workers is None:
+        if restart_workers:
+            raise ValueError(
+                "restart_workers=True is for environments in worker processes: give n_workers too, e.g. n_workers=2"
+            )
+        if kwargs and cls is None:
+            raise ValueError(f"vec_env_kwargs {sorted(kwargs)} are for n_workers or a vec_env_cls, and none was given")
+        return cls, kwargs
+    if cls is not None:
+        raise ValueError(f"n_workers={n_workers} and vec_env_cls={cls} both say how to run the environments: give one of them")
+    return WorkerTeamVecEnv, {"n_workers": n_workers, "restart_workers": restart_workers, **kwargs}
 
 
 def _vectorise(makers: list[TeamMaker], cls: Callable[..., VecEnv], kwargs: dict[str, Any]) -> VecEnv:
-    if cls is not DummyVecEnv:
+    if cls not in (DummyVecEnv, WorkerTeamVecEnv):  # these two show what a game raises while it is made
         # Made once here first: an error inside a worker process would only show as a closed pipe.
         makers[0].make_bare().close()
     venv = cls(list(makers), **kwargs)
@@ -159,15 +193,19 @@ def _find(env: Any) -> EnvSpec | Factory:
     )
 
 
-def _find_id(env_id: str) -> EnvSpec:
+def _find_id(env_id: str) -> EnvSpec | Factory:
     try:
         return gym.spec(env_id)
     except gym.error.Error as error:
-        near = difflib.get_close_matches(env_id, list(registry), n=3, cutoff=0.4)
+        # PettingZoo has had a registry of its own since 1.27.
+        parallel_games = getattr(pettingzoo, "parallel_registry", {})
+        if env_id in parallel_games:
+            return partial(pettingzoo.make, "parallel", env_id)
+        near = difflib.get_close_matches(env_id, [*registry, *parallel_games], n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else f"Registered: {sorted(registry)}."
         raise ValueError(
-            f"{env_id!r} is no registered Gymnasium id. {hint} Import the package that registers it first, or name a "
-            "function as 'package.module:function'."
+            f"{env_id!r} is registered neither with Gymnasium nor as a parallel game with PettingZoo. {hint} Import the "
+            "package that registers it first, or name a function as 'package.module:function'."
         ) from error
 
 
