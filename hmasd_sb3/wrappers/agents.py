@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from hmasd_sb3.wrappers.team_spaces import INNER_MASK, INNER_OBS, checked_array, float_for_double
+from hmasd_sb3.wrappers.team_spaces import INNER_MASK, INNER_OBS, checked_array, float_for_double, with_zero
 
 _FLATTENED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -21,6 +21,7 @@ class AgentObservations:
     """The agents' observations as (N, ...).
 
     :param by_agent: each agent's observation space, in the order of ``possible_agents``, still with its action mask
+    :param with_absent: whether agents may be absent; the space then also holds the zeros of those that are
     :raises ValueError: if an agent's space is of a kind that has no fixed size, or pictures differ in size
     """
 
@@ -29,7 +30,7 @@ class AgentObservations:
     mask_in_obs: bool
     """Whether the observations are Dicts that hold an ``action_mask``."""
 
-    def __init__(self, by_agent: dict[Any, spaces.Space[Any]]) -> None:
+    def __init__(self, by_agent: dict[Any, spaces.Space[Any]], *, with_absent: bool) -> None:
         self._agents = list(by_agent)
         with_mask = [agent for agent, space in by_agent.items() if _has_mask(space)]
         self.mask_in_obs = bool(with_mask)
@@ -51,7 +52,8 @@ class AgentObservations:
         for agent, space in zip(by_agent, self._spaces, strict=True):
             _check_has_fixed_size(space, agent)
         self._alike = _are_alike(self._spaces)
-        self.space = self._stacked() if self._alike else self._padded()
+        found = self._stacked() if self._alike else self._padded()
+        self.space = with_zero(found) if with_absent else found
         assert self.space.dtype is not None
         self._dtype = self.space.dtype
 

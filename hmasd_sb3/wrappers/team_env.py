@@ -36,9 +36,9 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
 
     **Observation**, a Dict; agents always in the order of ``possible_agents``:
 
-    - ``obs``, (N, ...): the agents' observations, zeros for an agent that is not there. Boxes of one shape keep it, and
-      their dtype (but float64 becomes float32); all other spaces are flattened by ``gymnasium.spaces.flatten`` and padded
-      with zeros to the longest, (N, O) float32.
+    - ``obs``, (N, ...): the agents' observations, zeros for an agent that is not there (bounds are widened to hold them).
+      Boxes of one shape keep it, and their dtype (but float64 becomes float32); all other spaces are flattened by
+      ``gymnasium.spaces.flatten`` and padded with zeros to the longest, (N, O) float32.
     - ``state``, (S,) float32, or a picture in uint8: ``state()`` of the game, or all observations joined if it has none.
     - ``agent_mask``, (N,) MultiBinary: 1 for the agents that are there; at an episode's last observation, for those that
       were there until the end. Left out where ``agent_mask=False``.
@@ -95,7 +95,9 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         self.agents_may_leave = not self.metadata.get("fixed_agents", False) if agent_mask is None else agent_mask
 
         self._reward_rule = reward
-        self._observations = AgentObservations({a: parallel_env.observation_space(a) for a in self.possible_agents})
+        self._observations = AgentObservations(
+            {a: parallel_env.observation_space(a) for a in self.possible_agents}, with_absent=self.agents_may_leave
+        )
         self._actions = AgentActions({a: parallel_env.action_space(a) for a in self.possible_agents})
         self.action_space = self._actions.space
         _, infos = parallel_env.reset()
@@ -103,7 +105,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         """(N,) bool, who is to act."""
         self._masks = ActionMasks(self.possible_agents, self._observations, self._actions, infos, self._present)
         self._state = StateView(parallel_env, state, self._observations.space)
-        self._views = DiscriminatorViews(parallel_env, self.possible_agents)
+        self._views = DiscriminatorViews(parallel_env, self.possible_agents, with_absent=self.agents_may_leave)
         self._spaces = self._read_spaces()
         self.observation_space = spaces.Dict(dict(self._spaces))  # type: ignore[assignment]
         self._running = False

@@ -40,6 +40,15 @@ def unbounded_box(shape: tuple[int, ...]) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, shape, np.float32)
 
 
+def with_zero(space: spaces.Box) -> spaces.Box:
+    """The Box, wide enough to hold the zeros of agents that are not there."""
+    zero = np.zeros((), space.dtype)
+    if (space.low <= zero).all() and (space.high >= zero).all():
+        return space
+    assert space.dtype is not None
+    return spaces.Box(np.minimum(space.low, zero), np.maximum(space.high, zero), dtype=space.dtype.type)
+
+
 def float_for_double(dtype: Any) -> np.dtype[Any]:
     """float32 for float64, every other dtype as it is: torch models read float32, and images must stay uint8."""
     return np.dtype(np.float32) if np.dtype(dtype) == np.float64 else np.dtype(dtype)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pettingzoo import ParallelEnv
 from stable_baselines3.common.preprocessing import is_image_space_channels_first
 
-from hmasd_sb3.wrappers.team_spaces import checked_array, flat_float_box, stacked_box, unbounded_box
+from hmasd_sb3.wrappers.team_spaces import checked_array, flat_float_box, stacked_box, unbounded_box, with_zero
 
 StateRule = Literal["joined"] | Callable[[Any], Any] | None
 
@@ -71,15 +71,17 @@ class DiscriminatorViews:
 
     :param game: the game
     :param agents: its ``possible_agents``
+    :param with_absent: whether agents may be absent; ``obs_space`` then also holds the zeros of those that are
     :raises ValueError: if a space is missing, no Box, or not the same for all agents
     """
 
-    def __init__(self, game: ParallelEnv, agents: list[Any]) -> None:
+    def __init__(self, game: ParallelEnv, agents: list[Any], *, with_absent: bool) -> None:
         self._game, self._agents = game, agents
         self.obs_space: spaces.Box | None = None
         self.state_space: spaces.Box | None = None
         if callable(getattr(game, "discriminator_obs", None)):
-            self.obs_space = stacked_box(self._agent_space(), len(agents), np.float32)
+            found = stacked_box(self._agent_space(), len(agents), np.float32)
+            self.obs_space = with_zero(found) if with_absent else found
         if callable(getattr(game, "discriminator_state", None)):
             space = getattr(game, "discriminator_state_space", None)
             self.state_space = flat_float_box(checked_box(space, "discriminator_state_space"))
