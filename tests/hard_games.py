@@ -117,7 +117,11 @@ class HeterogeneousGame(DyingGame):
         if self.continuous:
             three = spaces.Box(np.array([-2, 0, -5], np.float32), np.array([0, 3, 5], np.float32))
             return {"agent_0": spaces.Box(-1, 1, (1,)), "agent_1": three, "agent_2": spaces.Box(0, 4, (2, 2))}[agent]
-        found = {"agent_0": spaces.Discrete(2), "agent_1": spaces.Discrete(5, start=3), "agent_2": spaces.Discrete(3, start=-1)}
+        found = {
+            "agent_0": spaces.Discrete(2),
+            "agent_1": spaces.Discrete(5, start=3),
+            "agent_2": spaces.Discrete(3, start=-1),
+        }
         return found[agent]
 
     def draw_plan(self) -> dict[str, list[SPAN]]:
@@ -202,7 +206,8 @@ class PictureGame(PlannedGame):
             self.state_space = spaces.Box(0, 255, (36, 40, 3), np.uint8)
 
     def draw_plan(self) -> dict[str, list[SPAN]]:
-        return dict.fromkeys(self.possible_agents, [(0, int(self.rng.integers(2, self.horizon + 4)))])
+        end = int(self.rng.integers(2, self.horizon + 4))
+        return {a: [(0, end)] for a in self.possible_agents}
 
     def make_observation_space(self) -> spaces.Space:
         return spaces.Box(0, 255, self.size, np.uint8)
