@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from games import TimeLimitGame, TinyGame
 from gymnasium import spaces
 from hard_games import DyingGame
@@ -39,3 +40,41 @@ def test_the_zeros_of_absent_agents_lie_in_the_spaces() -> None:
     assert team.observation_space.contains(observation)
     # Where nobody is ever absent, bounds are the game's.
     assert TeamEnv(edited(make_observation_space=make_space), agent_mask=False).observation_space["obs"].low.min() == 1.0
+
+
+# ---- what reset() and step() return
+
+
+@pytest.mark.parametrize("n_agents", [1, 2, 3])
+def test_a_reset_without_infos_is_refused(n_agents: int) -> None:
+    class Old(TimeLimitGame):
+        def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            return super().reset(seed, options)[0]
+
+    with pytest.raises(ValueError, match=r"reset\(\) must return 2 dicts, observations, infos; got a dict.*up to date"):
+        TeamEnv(Old(n_agents))
+
+
+def test_steps_of_four_parts_or_without_dicts_are_refused() -> None:
+    class Old(TimeLimitGame):
+        def step(self, actions: dict[str, Any]) -> Any:
+            observations, rewards, dones, _, infos = super().step(actions)
+            return observations, rewards, dones, infos
+
+    class NoInfos(TimeLimitGame):
+        def step(self, actions: dict[str, Any]) -> Any:
+            return *super().step(actions)[:4], None
+
+    with pytest.raises(ValueError, match=r"step\(\) must return 5 dicts.*got 4 of them"):
+        step_once(TeamEnv(Old()))
+    with pytest.raises(ValueError, match=r"infos that the game's step\(\) returned must be a dict by agent; got None"):
+        step_once(TeamEnv(NoInfos()))
+
+
+def test_infos_may_be_empty_missing_or_none() -> None:
+    class NoInfos(TimeLimitGame):
+        def step(self, actions: dict[str, Any]) -> Any:
+            return *super().step(actions)[:4], {}
+
+    assert step_once(TeamEnv(NoInfos()))[4] == {}
+    assert step_once(TeamEnv(edited(info=lambda self, agent: None)))[4] == {}

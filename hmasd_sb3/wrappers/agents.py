@@ -6,6 +6,7 @@ where an agent has fewer actions than others, a mask says which are its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class AgentObservations:
         assert self.space.dtype is not None
         self._dtype = self.space.dtype
 
-    def encode(self, observations: dict[Any, Any], present: NDArray[np.bool_]) -> NDArray[Any]:
+    def encode(self, observations: Mapping[Any, Any], present: NDArray[np.bool_]) -> NDArray[Any]:
         """One row per agent; zeros for those that are not there.
 
         :param observations: by agent, as the game returned them

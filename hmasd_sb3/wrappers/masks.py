@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class ActionMasks:
         agents: list[Any],
         observations: AgentObservations,
         actions: AgentActions,
-        infos: dict[Any, Any],
+        infos: Mapping[Any, Any],
         present: NDArray[np.bool_],
     ) -> None:
         self._agents = agents
@@ -47,7 +48,7 @@ class ActionMasks:
         self.legal = self._own
 
     def read(
-        self, observations: dict[Any, Any], infos: dict[Any, Any], present: NDArray[np.bool_], last: bool
+        self, observations: Mapping[Any, Any], infos: Mapping[Any, Any], present: NDArray[np.bool_], last: bool
     ) -> NDArray[np.int8]:
         """The masks of the agents that are there; everything is allowed to the others, as it has no effect.
 
@@ -63,7 +64,7 @@ class ActionMasks:
         for row in np.flatnonzero(present).tolist():
             self.legal[row] = self._own[row]
             agent, size = self._agents[row], self._sizes[row]
-            source = observations[agent] if self._in_obs else infos.get(agent, {})
+            source = observations[agent] if self._in_obs else infos.get(agent) or {}
             if INNER_MASK in source:
                 mask = checked_array(source[INNER_MASK], (size,), np.dtype(np.int8), f"the mask of {agent!r}")
                 if ((mask != 0) & (mask != 1)).any():
@@ -75,9 +76,9 @@ class ActionMasks:
                 raise ValueError(f"the action mask of {agent!r} allows no action; an agent that is to act needs one.")
         return self.legal
 
-    def _infos_hold_masks(self, infos: dict[Any, Any], present: NDArray[np.bool_]) -> bool:
+    def _infos_hold_masks(self, infos: Mapping[Any, Any], present: NDArray[np.bool_]) -> bool:
         there = [self._agents[row] for row in np.flatnonzero(present).tolist()]
-        without = [agent for agent in there if INNER_MASK not in infos.get(agent, {})]
+        without = [agent for agent in there if INNER_MASK not in (infos.get(agent) or {})]
         if len(without) == len(there):
             return False
         if without:

@@ -6,7 +6,7 @@ That makes every tool for single-agent environments (Monitor, vector environment
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -28,6 +28,8 @@ from hmasd_sb3.wrappers.team_spaces import (
 from hmasd_sb3.wrappers.views import DiscriminatorViews, StateRule, StateView
 
 TeamObservation = dict[str, NDArray[Any]]
+_RESET = ("observations", "infos")
+_STEP = ("observations", "rewards", "terminations", "truncations", "infos")
 RewardRule = Literal["sum", "mean"] | Callable[[dict[Any, float]], float]
 
 
@@ -100,7 +102,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         )
         self._actions = AgentActions({a: parallel_env.action_space(a) for a in self.possible_agents})
         self.action_space = self._actions.space
-        _, infos = parallel_env.reset()
+        _, infos = _dicts_by_agent(parallel_env.reset(), _RESET, "reset()")
         self._present = self._who_is_there()
         """(N,) bool, who is to act."""
         self._masks = ActionMasks(self.possible_agents, self._observations, self._actions, infos, self._present)
@@ -121,7 +123,8 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         :return: the observation and the info (empty unless an agent's info holds ``is_success``)
         """
         super().reset(seed=seed)
-        observations, infos = self.parallel_env.reset(seed=seed, options=options)
+        result = self.parallel_env.reset(seed=seed, options=options)
+        observations, infos = _dicts_by_agent(result, _RESET, "reset()")
         self._present = self._who_is_there()
         self._running = True
         team_observation = self._team_observation(observations, infos, self._present, last=False)
@@ -143,7 +146,9 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
             raise RuntimeError("no episode is running: call reset() before step()")
         acted = self._present
         actions = self._actions.decode(action, self._masks.legal, acted)
-        observations, rewards, terminations, truncations, infos = self.parallel_env.step(actions)
+        observations, rewards, terminations, truncations, infos = _dicts_by_agent(
+            self.parallel_env.step(actions), _STEP, "step()"
+        )
         self._check_ends_reported(acted, terminations, truncations)
         team_reward = self._team_reward(acted, rewards)
         present = self._who_goes_on(terminations, truncations)
@@ -209,7 +214,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
             self._check_same_agents(np.ones_like(present), present)
         return present
 
-    def _who_goes_on(self, terminations: dict[Any, bool], truncations: dict[Any, bool]) -> NDArray[np.bool_]:
+    def _who_goes_on(self, terminations: Mapping[Any, bool], truncations: Mapping[Any, bool]) -> NDArray[np.bool_]:
         """(N,) bool after a step: listed and not done. Games may go on listing agents that are."""
         listed = set(self.parallel_env.agents)
         return np.array(
@@ -217,7 +222,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         )
 
     def _check_ends_reported(
-        self, acted: NDArray[np.bool_], terminations: dict[Any, bool], truncations: dict[Any, bool]
+        self, acted: NDArray[np.bool_], terminations: Mapping[Any, bool], truncations: Mapping[Any, bool]
     ) -> None:
         for row in np.flatnonzero(acted).tolist():
             agent = self.possible_agents[row]
@@ -246,7 +251,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
 
     # ---- at each step
 
-    def _team_reward(self, acted: NDArray[np.bool_], rewards: dict[Any, float]) -> float:
+    def _team_reward(self, acted: NDArray[np.bool_], rewards: Mapping[Any, float]) -> float:
         for row in np.flatnonzero(acted).tolist():
             if self.possible_agents[row] not in rewards:
                 raise ValueError(
@@ -260,7 +265,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         return total if self._reward_rule == "sum" else total / len(by_agent)
 
     def _team_observation(
-        self, observations: dict[Any, Any], infos: dict[Any, Any], present: NDArray[np.bool_], last: bool
+        self, observations: Mapping[Any, Any], infos: Mapping[Any, Any], present: NDArray[np.bool_], last: bool
     ) -> TeamObservation:
         """The team's observation, with the rows of those that are ``present``."""
         obs = self._observations.encode(observations, present)
@@ -296,7 +301,22 @@ def _possible_agents(env: ParallelEnv) -> list[Any]:
     return agents
 
 
-def _team_info(agents: list[Any], infos: dict[Any, Any]) -> dict[str, Any]:
+def _dicts_by_agent(result: Any, names: tuple[str, ...], method: str) -> Sequence[Mapping[Any, Any]]:
+    """What a game returned, refused unless it is what PettingZoo's ``ParallelEnv`` returns."""
+    if not isinstance(result, tuple | list) or len(result) != len(names):
+        got = f"{len(result)} of them" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
+        raise ValueError(
+            f"the game's {method} must return {len(names)} dicts, {', '.join(names)}; got {got}. Games for PettingZoo before "
+            "1.23 returned others: bring the game up to date."
+        )
+    for name, part in zip(names, result, strict=True):
+        if not isinstance(part, Mapping):
+            raise ValueError(f"the {name} that the game's {method} returned must be a dict by agent; got {part!r}")
+    return result
+
+
+def _team_info(agents: list[Any], infos: Mapping[Any, Any]) -> dict[str, Any]:
     """``is_success`` if any agent reports it, else nothing."""
-    reports = [infos[agent]["is_success"] for agent in agents if agent in infos and "is_success" in infos[agent]]
+    found = [infos.get(agent) or {} for agent in agents]
+    reports = [info["is_success"] for info in found if "is_success" in info]
     return {"is_success": all(bool(report) for report in reports)} if reports else {}
