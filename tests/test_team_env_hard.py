@@ -42,6 +42,84 @@ def test_the_zeros_of_absent_agents_lie_in_the_spaces() -> None:
     assert TeamEnv(edited(make_observation_space=make_space), agent_mask=False).observation_space["obs"].low.min() == 1.0
 
 
+def test_agents_listed_twice_are_refused() -> None:
+    game = TimeLimitGame()
+    game.possible_agents = ["agent_0", "agent_1", "agent_0"]
+    with pytest.raises(ValueError, match="twice in 'possible_agents'"):
+        TeamEnv(game)
+
+
+def test_agents_that_were_never_announced_are_refused() -> None:
+    class Ghost(TimeLimitGame):
+        appears_at = 1
+
+        def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            result = super().reset(seed, options)
+            self.agents += ["ghost"] * (self.appears_at == 0)
+            return result
+
+        def step(self, actions: dict[str, Any]) -> Any:
+            result = super().step(actions)
+            self.agents = [*self.agents, "ghost"]
+            return result
+
+    with pytest.raises(ValueError, match=r"'agents' name \['ghost'\], whom its 'possible_agents' did not"):
+        step_once(TeamEnv(Ghost()))
+    Ghost.appears_at = 0
+    with pytest.raises(ValueError, match=r"\['ghost'\]"):
+        TeamEnv(Ghost())
+
+
+@pytest.mark.parametrize("names", [[7, 3], [("red", 0), ("red", 1)], np.array([4, 2])], ids=["int", "tuple", "array"])
+def test_agents_may_be_named_by_anything(names: Any) -> None:
+    game, plain = TimeLimitGame(), TimeLimitGame()
+    for table in (game.observation_spaces, game.action_spaces):
+        table.update(zip(names, list(table.values()), strict=True))
+    game.possible_agents = names
+    game.numbers = lambda agent: plain.numbers(plain.possible_agents[list(names).index(agent)])
+    team = TeamEnv(game, agent_mask=True)
+    plain.reset(seed=1)
+    observation, _ = team.reset(seed=1)
+    np.testing.assert_array_equal(observation["obs"], [plain.observe(a) for a in plain.possible_agents])
+    assert team.step(np.array([0, 1]))[1] == 2.0
+
+
+def test_agents_that_never_appear_are_rows_of_zeros() -> None:
+    class Spare(TimeLimitGame):
+        def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            super().reset(seed, options)
+            self.agents = ["agent_1"]
+            return {a: self.observe(a) for a in self.agents}, {}
+
+        def rewards(self, actions: dict[str, Any]) -> dict[str, float]:
+            assert list(actions) == ["agent_1"]
+            return {"agent_1": 1.0}
+
+    team = TeamEnv(Spare())
+    team.reset(seed=0)
+    steps = [team.step(np.array([99, 0])) for _ in range(5)]  # nobody looks at the action of who is not there
+    assert [step[2:4] for step in steps] == [(False, False)] * 4 + [(False, True)]
+    for observation, reward, *_ in steps:
+        assert observation["agent_mask"].tolist() == [0, 1]
+        assert not observation["obs"][0].any()
+        assert reward == 1.0
+
+
+def test_the_order_of_agents_may_change_between_episodes() -> None:
+    class Shuffled(TimeLimitGame):
+        def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            observations, infos = super().reset(seed, options)
+            self.rng.shuffle(self.agents)
+            return {a: observations[a] for a in self.agents}, infos
+
+    team, plain = TeamEnv(Shuffled(4)), TimeLimitGame(4)
+    for seed in range(5):
+        plain.reset(seed=seed)
+        observation, _ = team.reset(seed=seed)
+        np.testing.assert_array_equal(observation["obs"], [plain.observe(a) for a in plain.possible_agents])
+        assert team.step(np.array([0, 0, 0, 1]))[1] == 4.0
+
+
 # ---- what reset() and step() return
 
 

@@ -91,6 +91,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         self.parallel_env = parallel_env
         self.possible_agents: list[Any] = _possible_agents(parallel_env)
         self.n_agents = len(self.possible_agents)
+        self._known = set(self.possible_agents)
         self.metadata = dict(getattr(parallel_env, "metadata", None) or {})
         self.metadata.setdefault("render_modes", [])
         self.render_mode: str | None = getattr(parallel_env, "render_mode", None)
@@ -206,17 +207,30 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
 
         :raises ValueError: if nobody is, or somebody is missing who may not be
         """
-        listed = self.parallel_env.agents
+        listed = self._listed()
         present = np.array([agent in listed for agent in self.possible_agents])
         if not present.any():
-            raise ValueError(f"reset() left the game without agents: its 'agents' are {listed!r}. Fill them at every reset.")
+            raise ValueError("reset() left the game without agents: its 'agents' are empty. Fill them at every reset.")
         if not (present.all() or self.agents_may_leave):
             self._check_same_agents(np.ones_like(present), present)
         return present
 
+    def _listed(self) -> set[Any]:
+        """The game's present ``agents``.
+
+        :raises ValueError: if one of them is not among the possible agents
+        """
+        listed = set(self.parallel_env.agents)
+        if not listed <= self._known:
+            raise ValueError(
+                f"the game's 'agents' name {sorted(listed - self._known, key=str)}, whom its 'possible_agents' did not name "
+                f"when it was wrapped: {self.possible_agents}. List all that may ever appear there."
+            )
+        return listed
+
     def _who_goes_on(self, terminations: Mapping[Any, bool], truncations: Mapping[Any, bool]) -> NDArray[np.bool_]:
         """(N,) bool after a step: listed and not done. Games may go on listing agents that are."""
-        listed = set(self.parallel_env.agents)
+        listed = self._listed()
         return np.array(
             [a in listed and not (terminations.get(a, False) or truncations.get(a, False)) for a in self.possible_agents]
         )
@@ -295,9 +309,12 @@ def _check_is_parallel_env(env: Any) -> None:
 
 
 def _possible_agents(env: ParallelEnv) -> list[Any]:
-    agents = list(getattr(env, "possible_agents", None) or ())
+    listed = getattr(env, "possible_agents", None)
+    agents = [] if listed is None else list(listed)
     if not agents:
         raise ValueError("the game must list its agents in 'possible_agents', before its first reset; it lists none.")
+    if len(set(agents)) < len(agents):
+        raise ValueError(f"the game lists an agent twice in 'possible_agents', {agents}: give each a name of its own.")
     return agents
 
 
