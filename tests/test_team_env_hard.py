@@ -156,3 +156,17 @@ def test_infos_may_be_empty_missing_or_none() -> None:
 
     assert step_once(TeamEnv(NoInfos()))[4] == {}
     assert step_once(TeamEnv(edited(info=lambda self, agent: None)))[4] == {}
+
+
+@pytest.mark.parametrize("reward", [1, True, np.float32(1), np.array(1.0), np.array([1.0]), [1.0]], ids=repr)
+def test_rewards_may_be_arrays_of_one_number(reward: Any) -> None:
+    team = TeamEnv(edited(rewards=lambda self, actions: dict.fromkeys(actions, reward)))
+    found = step_once(team)[1]
+    assert type(found) is float
+    assert found == 2.0
+
+
+@pytest.mark.parametrize("reward", [None, "1", np.ones(2), []], ids=repr)
+def test_other_rewards_are_refused_by_name(reward: Any) -> None:
+    with pytest.raises(ValueError, match="the reward of 'agent_0' must be one number; got"):
+        step_once(TeamEnv(edited(rewards=lambda self, actions: dict.fromkeys(actions, reward))))

@@ -272,7 +272,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
                     f"the game returned no reward for {self.possible_agents[row]!r}; give 0.0 where there is none."
                 )
         # Some games go on rewarding agents that have left, and that is the team's too.
-        by_agent = {agent: float(rewards[agent]) for agent in self.possible_agents if agent in rewards}
+        by_agent = {agent: _one_number(agent, rewards[agent]) for agent in self.possible_agents if agent in rewards}
         if callable(self._reward_rule):
             return float(self._reward_rule(by_agent))
         total = sum(by_agent.values())
@@ -330,6 +330,16 @@ def _dicts_by_agent(result: Any, names: tuple[str, ...], method: str) -> Sequenc
         if not isinstance(part, Mapping):
             raise ValueError(f"the {name} that the game's {method} returned must be a dict by agent; got {part!r}")
     return result
+
+
+def _one_number(agent: Any, reward: Any) -> float:
+    """An agent's reward, also from an array that holds nothing else."""
+    if isinstance(reward, float | int):
+        return float(reward)
+    array = np.asarray(reward)
+    if array.size != 1 or array.dtype.kind not in "fiub":
+        raise ValueError(f"the reward of {agent!r} must be one number; got {reward!r}")
+    return float(array.item())
 
 
 def _team_info(agents: list[Any], infos: Mapping[Any, Any]) -> dict[str, Any]:
