@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from games import TimeLimitGame, TinyGame
+from games import MaskedGame, TimeLimitGame, TinyGame
 from gymnasium import spaces
 from hard_games import DyingGame
 
@@ -170,3 +170,15 @@ def test_rewards_may_be_arrays_of_one_number(reward: Any) -> None:
 def test_other_rewards_are_refused_by_name(reward: Any) -> None:
     with pytest.raises(ValueError, match="the reward of 'agent_0' must be one number; got"):
         step_once(TeamEnv(edited(rewards=lambda self, actions: dict.fromkeys(actions, reward))))
+
+
+# ---- masks
+
+
+def test_masks_that_come_only_later_are_refused_rather_than_overlooked() -> None:
+    class Late(MaskedGame):
+        def info(self, agent: str) -> dict[str, Any]:
+            return super().info(agent) if self.clock else {}
+
+    with pytest.raises(ValueError, match=r"info of 'agent_0' now carries an 'action_mask', but.*first reset"):
+        step_once(TeamEnv(Late("info")))

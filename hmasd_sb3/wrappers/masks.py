@@ -40,6 +40,7 @@ class ActionMasks:
         self._agents = agents
         self._own = actions.own
         self._sizes = actions.own.sum(axis=1).tolist()
+        self._discrete = actions.discrete
         self._in_obs = observations.mask_in_obs
         if self._in_obs:
             self._check_fit(observations.mask_spaces, actions)
@@ -54,9 +55,11 @@ class ActionMasks:
 
         After the last step nobody acts: a mask may then be blank, and a missing one allows all.
 
-        :raises ValueError: if an agent that is to act has no mask or no legal action
+        :raises ValueError: if an agent that is to act has no mask or no legal action, or masks come that were not announced
         """
         if not (self._in_obs or self._in_infos):
+            if self._discrete:
+                self._check_none_in(infos)
             if self.exist:
                 self.legal = np.where(present[:, None], self._own, np.int8(1))
             return self.legal
@@ -75,6 +78,14 @@ class ActionMasks:
             if not last and not self.legal[row].any():
                 raise ValueError(f"the action mask of {agent!r} allows no action; an agent that is to act needs one.")
         return self.legal
+
+    def _check_none_in(self, infos: Mapping[Any, Any]) -> None:
+        for agent in self._agents:
+            if INNER_MASK in (infos.get(agent) or ()):
+                raise ValueError(
+                    f"the info of {agent!r} now carries an 'action_mask', but the infos of the game's first reset() carried "
+                    "none: give masks to all agents at every reset and step."
+                )
 
     def _infos_hold_masks(self, infos: Mapping[Any, Any], present: NDArray[np.bool_]) -> bool:
         there = [self._agents[row] for row in np.flatnonzero(present).tolist()]
