@@ -182,3 +182,68 @@ def test_masks_that_come_only_later_are_refused_rather_than_overlooked() -> None
 
     with pytest.raises(ValueError, match=r"info of 'agent_0' now carries an 'action_mask', but.*first reset"):
         step_once(TeamEnv(Late("info")))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda m: np.array(m, bool), lambda m: np.array(m, np.int64), np.float32])
+def test_masks_may_be_of_any_type(kind: Any) -> None:
+    class Kinds(MaskedGame):
+        def mask(self, agent: str) -> Any:
+            return kind(super().mask(agent))
+
+    for mask_in in ("observation", "info"):
+        observation, _ = TeamEnv(Kinds(mask_in)).reset(seed=0)
+        assert observation["action_mask"].dtype == np.int8
+        assert observation["action_mask"].tolist() == [[0, 1, 1], [1, 0, 1]]
+
+
+# ---- observations in parts
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros(3), "'agent_0' must be a dict"),
+        (None, "must be a dict.*got None"),
+        ({"action_mask": np.ones(3)}, r"lacks 'observation'.*holds \['action_mask'\]"),
+        ({"observation": np.zeros(3)}, "given no 'action_mask'"),
+    ],
+)
+def test_masked_observations_without_their_parts_are_refused(observation: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TeamEnv(edited(MaskedGame, observe=lambda self, agent: observation)).reset(seed=0)
+
+
+PARTS = spaces.Dict(choice=spaces.Discrete(3, start=1), rest=spaces.Tuple([spaces.MultiBinary(2), spaces.Box(0, 1, (1,))]))
+
+
+def in_parts(value: Any) -> TeamEnv:
+    return TeamEnv(edited(make_observation_space=lambda self: PARTS, observe=lambda self, agent: value))
+
+
+@pytest.mark.parametrize("choice", [2, 2.0, np.int32(2), np.array(2), np.array([2])], ids=repr)
+@pytest.mark.parametrize("rest", [([0, 1], [0.5]), [np.array([False, True]), np.array([0.5])]], ids=["lists", "arrays"])
+def test_parts_may_come_in_related_types(choice: Any, rest: Any) -> None:
+    observation, _ = in_parts({"choice": choice, "rest": rest, "more": "is not looked at"}).reset(seed=0)
+    assert observation["obs"].tolist() == [[0, 1, 0, 0, 1, 0.5]] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1, 2], "the observation of 'agent_0' must be a dict"),
+        ({"choice": 1}, r"lacks \['rest'\]"),
+        ({"choice": 1, "rest": 3}, "'rest' in the observation of 'agent_0' must be a tuple.*got 3"),
+        ({"choice": 1, "rest": ([0, 1],)}, "has 1 parts, but its space says 2"),
+        ({"choice": 1, "rest": ([0, 2], [0.5])}, "part 0 of 'rest' in the observation of 'agent_0' lies outside"),
+        *[
+            (
+                {"choice": wrong, "rest": ([0, 1], [0.5])},
+                "'choice' in the observation of 'agent_0' must be one of the 3 numbers",
+            )
+            for wrong in (0, 4, 1.5, np.nan, np.inf, None, "a", np.array([1, 2]))
+        ],
+    ],
+)
+def test_parts_that_are_something_else_are_refused_by_name(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        in_parts(value).reset(seed=0)

@@ -74,9 +74,13 @@ class AgentObservations:
                     "at the last step too."
                 )
             value = observations[agent]
-            if index in self._in_inner_key:
-                value = value[INNER_OBS]
             what = f"the observation of {agent!r}"
+            if self.mask_in_obs and not isinstance(value, Mapping):
+                raise ValueError(f"{what} must be a dict, as its space says; got {value!r}")
+            if index in self._in_inner_key:
+                if INNER_OBS not in value:
+                    raise ValueError(f"{what} lacks {INNER_OBS!r}, which its space has; it holds {sorted(value)}.")
+                value = value[INNER_OBS]
             if self._alike:
                 out[index] = checked_array(value, self.space.shape[1:], self._dtype, what)
             else:
@@ -248,11 +252,15 @@ def _checked(space: spaces.Space[Any], value: Any, what: str) -> Any:
         assert space.dtype is not None
         return checked_array(value, space.shape, float_for_double(space.dtype), what)
     if isinstance(space, spaces.Dict):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{what} must be a dict, as its space says; got {value!r}")
         missing = [key for key in space.spaces if key not in value]
         if missing:
             raise ValueError(f"{what} lacks {missing}, which its space {space} has.")
         return {key: _checked(inner, value[key], f"{key!r} in {what}") for key, inner in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"{what} must be a tuple, as its space says; got {value!r}")
         if len(value) != len(space.spaces):
             raise ValueError(f"{what} has {len(value)} parts, but its space says {len(space.spaces)}.")
         return tuple(
@@ -260,9 +268,11 @@ def _checked(space: spaces.Space[Any], value: Any, what: str) -> Any:
             for i, (inner, part) in enumerate(zip(space.spaces, value, strict=True))
         )
     if isinstance(space, spaces.Discrete):
-        if np.size(value) != 1 or not 0 <= int(value) - int(space.start) < space.n or int(value) != value:
+        number = np.asarray(value)
+        choice = number.item() if number.size == 1 and number.dtype.kind in "iufb" else None
+        if choice is None or not 0 <= choice - int(space.start) < space.n or choice != int(choice):
             raise ValueError(f"{what} must be one of the {space.n} numbers from {space.start} on; got {value!r}.")
-        return int(value)
+        return int(choice)
     assert isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary)
     assert space.shape is not None
     array = checked_array(value, tuple(space.shape), np.dtype(space.dtype), what)
