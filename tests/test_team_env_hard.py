@@ -1,10 +1,11 @@
 """TeamEnv and games that stretch the conventions or break them: what still works, and what the errors say."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
-from games import MaskedGame, TimeLimitGame, TinyGame
+from games import ContinuousGame, MaskedGame, TimeLimitGame, TinyGame
 from gymnasium import spaces
 from hard_games import DyingGame
 
@@ -247,3 +248,38 @@ def test_parts_may_come_in_related_types(choice: Any, rest: Any) -> None:
 def test_parts_that_are_something_else_are_refused_by_name(value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         in_parts(value).reset(seed=0)
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("in_a_tuple", [False, True])
+def test_bounds_beyond_float32_are_infinite(in_a_tuple: bool) -> None:
+    edge = np.finfo(np.float64).max
+    wide = spaces.Box(-edge, edge, (2,), np.float64)
+    see = spaces.Tuple([wide]) if in_a_tuple else wide
+    value: Any = (np.zeros(2),) if in_a_tuple else np.zeros(2)
+    game = edited(
+        make_observation_space=lambda self: see,
+        observe=lambda self, agent: value,
+        state_space=wide,
+        state=lambda self: np.ones(2),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        team = TeamEnv(game)
+        assert team.observation_space.contains(team.reset(seed=0)[0])
+    assert team.observation_space["obs"] == spaces.Box(-np.inf, np.inf, (2, 2), np.float32)
+    assert team.observation_space["state"] == spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+
+def test_numbers_beyond_float32_are_refused_but_nan_and_infinity_pass() -> None:
+    def seeing(value: float) -> TeamEnv:
+        return TeamEnv(edited(ContinuousGame, observe=lambda self, agent: np.array([value, 1.0, 0.0])))
+
+    with pytest.raises(ValueError, match="observation of 'agent_0' holds numbers too large for float32; the largest is 1e"):
+        seeing(-1e300).reset(seed=0)
+    for value in (np.nan, np.inf):
+        with pytest.warns(UserWarning, match="outside its space"):
+            observation, _ = seeing(value).reset(seed=0)
+        np.testing.assert_array_equal(observation["obs"], np.array([[value, 1, 0]] * 2, np.float32))

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from hmasd_sb3.wrappers.team_spaces import INNER_MASK, INNER_OBS, checked_array, float_for_double, with_zero
+from hmasd_sb3.wrappers.team_spaces import INNER_MASK, INNER_OBS, box_between, checked_array, float_for_double, with_zero
 
 _FLATTENED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -94,7 +94,7 @@ class AgentObservations:
         boxes = [space for space in self._spaces if isinstance(space, spaces.Box)]
         dtype = float_for_double(boxes[0].dtype)
         low, high = np.stack([box.low for box in boxes]), np.stack([box.high for box in boxes])
-        return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
+        return box_between(low, high, dtype)
 
     def _padded(self) -> spaces.Box:
         flat = [spaces.flatten_space(space) for space in self._spaces]
@@ -108,7 +108,7 @@ class AgentObservations:
             low[row, box.shape[0] :] = np.minimum(low[:, box.shape[0] :].min(axis=0), 0.0)
             high[row, box.shape[0] :] = np.maximum(high[:, box.shape[0] :].max(axis=0), 0.0)
         dtype = np.uint8 if all(box.dtype == np.uint8 for box in boxes) else np.float32
-        return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+        return box_between(low, high, dtype)
 
 
 class AgentActions:
