@@ -283,3 +283,19 @@ def test_numbers_beyond_float32_are_refused_but_nan_and_infinity_pass() -> None:
         with pytest.warns(UserWarning, match="outside its space"):
             observation, _ = seeing(value).reset(seed=0)
         np.testing.assert_array_equal(observation["obs"], np.array([[value, 1, 0]] * 2, np.float32))
+
+
+# ---- the state
+
+
+def test_a_state_that_is_no_method_or_returns_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="keeps a ndarray under the name of PettingZoo's method"):
+        TeamEnv(edited(state=np.zeros(3)))
+    with pytest.raises(ValueError, match="returned None"):
+        TeamEnv(edited(state=lambda self: None))
+    assert TeamEnv(edited(state=np.zeros(3)), state="joined").observation_space["state"].shape == (6,)
+
+
+def test_a_state_that_changes_its_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"state\(\) has the shape \(4,\), but its space says \(3,\)"):
+        step_once(TeamEnv(edited(state=lambda self: np.zeros(3 + self.clock))))

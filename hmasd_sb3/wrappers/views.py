@@ -23,7 +23,7 @@ class StateView:
     :param rule: None: ``state()``, or the joined observations where the game has none; ``"joined"``: those in any case;
         or a function from the game to an array
     :param obs: the team's observation space (N, ...)
-    :raises ValueError: if the declared space is no Box
+    :raises ValueError: if the declared space is no Box, or ``state`` is no method or returns nothing
     """
 
     space: spaces.Box
@@ -58,10 +58,17 @@ class StateView:
     def _first_value(self) -> Any:
         if self._read is not None:
             return self._read(self._game)
+        if not callable(self._game.state):
+            raise ValueError(
+                f"the game keeps a {type(self._game.state).__name__} under the name of PettingZoo's method state(): rename "
+                "it, or define state() and state_space."
+            )
         try:
             value = self._game.state()
         except NotImplementedError:
             return None
+        if value is None:
+            raise ValueError("the game's state() returned None. Leave it out, or raise NotImplementedError, if there is none.")
         self._read, self._source = _state_of, "state()"
         return value
 
