@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -129,8 +130,7 @@ def joined(obs: NDArray[Any]) -> NDArray[Any]:
         return obs.ravel().astype(np.uint8 if obs.dtype == np.uint8 else np.float32)
     if obs.ndim == 3:  # without a channel axis: from (N, H, W) to (H, W, N)
         return np.moveaxis(obs, 0, -1).copy()
-    channels_first = is_image_space_channels_first(spaces.Box(0, 255, obs.shape[1:], np.uint8))
-    return np.concatenate(list(obs), axis=0 if channels_first else -1)
+    return np.concatenate(list(obs), axis=0 if _channels_first(obs.shape[1:]) else -1)
 
 
 def joined_space(obs: spaces.Box) -> spaces.Box:
@@ -159,6 +159,11 @@ def _state_space(value: NDArray[Any], declared: spaces.Box | None) -> spaces.Box
     if len(shape) in (2, 3) and dtype == np.uint8 and (declared is None or bool((declared.high == 255).all())):
         return spaces.Box(0, 255, shape, np.uint8)
     return unbounded_box((value.size,)) if declared is None else flat_float_box(declared)
+
+
+@functools.cache  # asked at every step; a space of pictures takes longer to make than they take to join
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return bool(is_image_space_channels_first(spaces.Box(0, 255, shape, np.uint8)))
 
 
 def _are_pictures(shape: tuple[int, ...], dtype: Any) -> bool:
