@@ -71,7 +71,7 @@ class AgentObservations:
             if agent not in observations:
                 raise ValueError(
                     f"the game returned no observation for {agent!r}; every agent that acted or is to act needs one, "
-                    "at the last step too."
+                    "at the last step too. An agent listed in 'agents' and not reported as done is to act."
                 )
             value = observations[agent]
             what = f"the observation of {agent!r}"
@@ -160,6 +160,8 @@ class AgentActions:
             raise ValueError(f"a team's action must have the shape {self.space.shape}; got {array.shape}")
         rows = np.flatnonzero(present).tolist()
         if not self.discrete:
+            if array.dtype.kind not in "fiu":
+                raise ValueError(f"a team's action must be numbers; got {array.dtype}")
             return {self._agents[row]: self._box_action(row, array[row]) for row in rows}
         if array.dtype.kind not in "iu":
             raise ValueError(f"a team's action must be integers; got {array.dtype}")
