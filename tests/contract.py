@@ -258,6 +258,37 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], w
         np.testing.assert_array_equal(found[key], value, err_msg=f"{where} {key}")
 
 
+def total(rewards: dict[Any, float]) -> float:
+    """The agents' rewards together."""
+    return sum(float(r) for r in rewards.values())
+
+
+def follow(team: Any, reference: Reference, steps: int, joined: Callable[[dict[Any, float]], float] = total) -> set[bool]:
+    """Play a team and its reference side by side, by the same random actions; they must agree in everything.
+
+    :param joined: the reward of the team, from those of its agents
+    :return: how episodes ended: whether terminated
+    """
+    rng, ends = np.random.default_rng(0), set()
+    observation, _ = team.reset(seed=1)
+    assert_same(observation, reference.reset(seed=1), "first")
+    for step in range(steps):
+        assert team.observation_space.contains(observation), f"step {step}: {observation}"
+        action = legal_actions(team.action_space, observation, rng)
+        observation, earned, terminated, truncated, _ = team.step(action)
+        expected, rewards, *end = reference.step(action)
+        assert_same(observation, expected, f"step {step}")
+        assert isinstance(earned, float)
+        assert earned == pytest.approx(joined(rewards))
+        assert [terminated, truncated] == end, f"step {step}"
+        if terminated or truncated:
+            assert team.observation_space.contains(observation), f"step {step}: {observation}"
+            ends.add(terminated)
+            observation, _ = team.reset()
+            assert_same(observation, reference.reset(), f"after step {step}")
+    return ends
+
+
 class LegalTeam(TeamEnv):
     """Plays the first legal action where there are masks, as checkers sample without looking at them."""
 

@@ -1,29 +1,15 @@
 """TeamEnv and games that stretch the conventions or break them: what still works, and what the errors say."""
 
-import copy
-import pickle
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
-from contract import assert_same, legal_actions
-from games import ContinuousGame, MaskedGame, TimeLimitGame, TinyGame
+from games import ContinuousGame, MaskedGame, TimeLimitGame, edited, step_once
 from gymnasium import spaces
-from hard_games import DyingGame, HeterogeneousGame, MaskedHeterogeneousGame, PictureGame
+from hard_games import DyingGame
 
 from hmasd_sb3.wrappers import TeamEnv
-
-
-def edited(base: type[TinyGame] = TimeLimitGame, /, **methods: Any) -> TinyGame:
-    """A game with some methods replaced; built with them, as spaces are read at construction."""
-    return type("Edited", (base,), methods)()
-
-
-def step_once(team: TeamEnv) -> Any:
-    team.reset(seed=0)
-    return team.step(np.zeros(team.n_agents, dtype=np.int64))
-
 
 # ---- agents that are not there
 
@@ -318,103 +304,3 @@ def test_a_state_that_is_no_method_or_returns_nothing_is_refused() -> None:
 def test_a_state_that_changes_its_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"state\(\) has the shape \(4,\), but its space says \(3,\)"):
         step_once(TeamEnv(edited(state=lambda self: np.zeros(3 + self.clock))))
-
-
-# ---- life outside an episode's steps
-
-
-@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda team: pickle.loads(pickle.dumps(team))], ids=["copy", "pickle"])
-@pytest.mark.parametrize("make", [DyingGame, ContinuousGame, MaskedHeterogeneousGame, PictureGame])
-def test_copies_go_on_by_themselves(make: Any, copy_of: Any) -> None:
-    team = TeamEnv(make())
-    rng = np.random.default_rng(0)
-    observation, _ = team.reset(seed=3)
-    other = copy_of(team)
-    assert other.parallel_env is not team.parallel_env
-    done = False
-    while not done:
-        action = legal_actions(team.action_space, observation, rng)
-        observation, *rest = team.step(action)
-        theirs, *their_rest = other.step(action)
-        assert_same(theirs, observation)
-        assert their_rest == rest
-        done = rest[1] or rest[2]
-
-
-def test_seeds_and_options_reach_the_game() -> None:
-    asked = []
-
-    class Asked(TimeLimitGame):
-        def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-            asked.append((seed, options))
-            return super().reset(seed, options)
-
-    team = TeamEnv(Asked())
-    team.reset(seed=3, options={"level": 2})
-    team.reset()
-    assert asked == [(None, None), (3, {"level": 2}), (None, None)]
-
-
-def test_nothing_returned_changes_later_and_nothing_given_is_kept() -> None:
-    class Hoarder(HeterogeneousGame):
-        """Keeps its actions, and writes what it shows into the same arrays again and again."""
-
-        def observe(self, agent: str) -> Any:
-            shown = self.__dict__.setdefault("shown", {})
-            value = super().observe(agent)
-            shown.setdefault(agent, np.empty_like(value))[:] = value
-            return shown[agent]
-
-        def state(self) -> np.ndarray:
-            return self.marks
-
-        def step(self, actions: dict[str, Any]) -> Any:
-            for action in actions.values():
-                action[...] = 0
-            self.marks += 1
-            return super().step(actions)
-
-    team = TeamEnv(Hoarder(continuous=True, deaths=True))
-    observation, _ = team.reset(seed=2)
-    story = []
-    for _ in range(3):
-        action = np.ones(team.action_space.shape, np.float32)
-        story.append((observation, copy.deepcopy(observation)))
-        observation, *_ = team.step(action)
-        assert (action == 1).all()
-    for now, then in story:
-        assert_same(now, then)
-
-
-def test_an_error_of_the_game_is_passed_on_and_closing_twice_is_harmless() -> None:
-    class Broken(TimeLimitGame):
-        def step(self, actions: dict[str, Any]) -> Any:
-            raise ZeroDivisionError("of the game's own")
-
-    team = TeamEnv(Broken())
-    with pytest.raises(ZeroDivisionError, match="own"):
-        step_once(team)
-    team.close()
-    team.close()
-
-
-def test_render_modes_and_metadata_are_the_games() -> None:
-    team = TeamEnv(edited(metadata={"render_modes": ["rgb_array"], "render_fps": 7}, render=lambda self: "picture"))
-    assert team.metadata["render_modes"] == ["rgb_array"]
-    assert team.metadata["render_fps"] == 7
-    assert team.render_mode is None
-    assert team.render() == "picture"
-    bare = TimeLimitGame()
-    bare.metadata = None
-    del bare.render_mode
-    bare.state = lambda: np.zeros(2)
-    assert TeamEnv(bare).metadata == {"render_modes": []}
-    assert TeamEnv(bare).render_mode is None
-
-
-def test_box_actions_must_be_numbers() -> None:
-    team = TeamEnv(ContinuousGame())
-    team.reset(seed=0)
-    for wrong in (np.array([["a", "b"], ["c", "d"]]), np.array([[None, 1], [1, 1]]), np.zeros((2, 2), bool)):
-        with pytest.raises(ValueError, match="must be numbers; got"):
-            team.step(wrong)
