@@ -151,3 +151,14 @@ class ContinuousGame(TinyGame):
     def rewards(self, actions: dict[str, Any]) -> dict[str, float]:
         self.received = dict(actions)
         return {a: -float(np.square(actions[a]).sum()) for a in self.possible_agents}
+
+
+def edited(base: type[TinyGame] = TimeLimitGame, /, **methods: Any) -> TinyGame:
+    """A game with some methods replaced; built with them, as spaces are read at construction."""
+    return type("Edited", (base,), methods)()
+
+
+def step_once(team: Any) -> Any:
+    """What the first step of an episode returns, where everybody takes action 0."""
+    team.reset(seed=0)
+    return team.step(np.zeros(team.n_agents, dtype=np.int64))

@@ -5,21 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from games import MaskedGame, TimeLimitGame, TinyGame
+from games import MaskedGame, TimeLimitGame, edited, step_once
 from gymnasium import spaces
 from pettingzoo.utils.conversions import parallel_to_aec
 
 from hmasd_sb3.wrappers import TeamEnv
-
-
-def step_once(team: TeamEnv) -> None:
-    team.reset(seed=0)
-    team.step(np.zeros(team.n_agents, dtype=np.int64))
-
-
-def edited(**methods: Any) -> TinyGame:
-    """A time limit game with some methods replaced; built with them, as spaces are read at construction."""
-    return type("Edited", (TimeLimitGame,), methods)()
 
 
 @pytest.mark.parametrize(

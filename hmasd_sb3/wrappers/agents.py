@@ -6,13 +6,14 @@ where an agent has fewer actions than others, a mask says which are its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from hmasd_sb3.wrappers.team_spaces import INNER_MASK, INNER_OBS, checked_array, float_for_double
+from hmasd_sb3.wrappers.team_spaces import INNER_MASK, INNER_OBS, box_between, checked_array, float_for_double, with_zero
 
 _FLATTENED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -21,6 +22,7 @@ class AgentObservations:
     """The agents' observations as (N, ...).
 
     :param by_agent: each agent's observation space, in the order of ``possible_agents``, still with its action mask
+    :param with_absent: whether agents may be absent; the space then also holds the zeros of those that are
     :raises ValueError: if an agent's space is of a kind that has no fixed size, or pictures differ in size
     """
 
@@ -29,7 +31,7 @@ class AgentObservations:
     mask_in_obs: bool
     """Whether the observations are Dicts that hold an ``action_mask``."""
 
-    def __init__(self, by_agent: dict[Any, spaces.Space[Any]]) -> None:
+    def __init__(self, by_agent: dict[Any, spaces.Space[Any]], *, with_absent: bool) -> None:
         self._agents = list(by_agent)
         with_mask = [agent for agent, space in by_agent.items() if _has_mask(space)]
         self.mask_in_obs = bool(with_mask)
@@ -51,11 +53,12 @@ class AgentObservations:
         for agent, space in zip(by_agent, self._spaces, strict=True):
             _check_has_fixed_size(space, agent)
         self._alike = _are_alike(self._spaces)
-        self.space = self._stacked() if self._alike else self._padded()
+        found = self._stacked() if self._alike else self._padded()
+        self.space = with_zero(found) if with_absent else found
         assert self.space.dtype is not None
         self._dtype = self.space.dtype
 
-    def encode(self, observations: dict[Any, Any], present: NDArray[np.bool_]) -> NDArray[Any]:
+    def encode(self, observations: Mapping[Any, Any], present: NDArray[np.bool_]) -> NDArray[Any]:
         """One row per agent; zeros for those that are not there.
 
         :param observations: by agent, as the game returned them
@@ -68,12 +71,16 @@ class AgentObservations:
             if agent not in observations:
                 raise ValueError(
                     f"the game returned no observation for {agent!r}; every agent that acted or is to act needs one, "
-                    "at the last step too."
+                    "at the last step too. An agent listed in 'agents' and not reported as done is to act."
                 )
             value = observations[agent]
-            if index in self._in_inner_key:
-                value = value[INNER_OBS]
             what = f"the observation of {agent!r}"
+            if self.mask_in_obs and not isinstance(value, Mapping):
+                raise ValueError(f"{what} must be a dict, as its space says; got {value!r}")
+            if index in self._in_inner_key:
+                if INNER_OBS not in value:
+                    raise ValueError(f"{what} lacks {INNER_OBS!r}, which its space has; it holds {sorted(value)}.")
+                value = value[INNER_OBS]
             if self._alike:
                 out[index] = checked_array(value, self.space.shape[1:], self._dtype, what)
             else:
@@ -87,7 +94,7 @@ class AgentObservations:
         boxes = [space for space in self._spaces if isinstance(space, spaces.Box)]
         dtype = float_for_double(boxes[0].dtype)
         low, high = np.stack([box.low for box in boxes]), np.stack([box.high for box in boxes])
-        return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
+        return box_between(low, high, dtype)
 
     def _padded(self) -> spaces.Box:
         flat = [spaces.flatten_space(space) for space in self._spaces]
@@ -101,7 +108,7 @@ class AgentObservations:
             low[row, box.shape[0] :] = np.minimum(low[:, box.shape[0] :].min(axis=0), 0.0)
             high[row, box.shape[0] :] = np.maximum(high[:, box.shape[0] :].max(axis=0), 0.0)
         dtype = np.uint8 if all(box.dtype == np.uint8 for box in boxes) else np.float32
-        return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+        return box_between(low, high, dtype)
 
 
 class AgentActions:
@@ -153,6 +160,8 @@ class AgentActions:
             raise ValueError(f"a team's action must have the shape {self.space.shape}; got {array.shape}")
         rows = np.flatnonzero(present).tolist()
         if not self.discrete:
+            if array.dtype.kind not in "fiu":
+                raise ValueError(f"a team's action must be numbers; got {array.dtype}")
             return {self._agents[row]: self._box_action(row, array[row]) for row in rows}
         if array.dtype.kind not in "iu":
             raise ValueError(f"a team's action must be integers; got {array.dtype}")
@@ -245,11 +254,15 @@ def _checked(space: spaces.Space[Any], value: Any, what: str) -> Any:
         assert space.dtype is not None
         return checked_array(value, space.shape, float_for_double(space.dtype), what)
     if isinstance(space, spaces.Dict):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{what} must be a dict, as its space says; got {value!r}")
         missing = [key for key in space.spaces if key not in value]
         if missing:
             raise ValueError(f"{what} lacks {missing}, which its space {space} has.")
         return {key: _checked(inner, value[key], f"{key!r} in {what}") for key, inner in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"{what} must be a tuple, as its space says; got {value!r}")
         if len(value) != len(space.spaces):
             raise ValueError(f"{what} has {len(value)} parts, but its space says {len(space.spaces)}.")
         return tuple(
@@ -257,9 +270,11 @@ def _checked(space: spaces.Space[Any], value: Any, what: str) -> Any:
             for i, (inner, part) in enumerate(zip(space.spaces, value, strict=True))
         )
     if isinstance(space, spaces.Discrete):
-        if np.size(value) != 1 or not 0 <= int(value) - int(space.start) < space.n or int(value) != value:
+        number = np.asarray(value)
+        choice = number.item() if number.size == 1 and number.dtype.kind in "iufb" else None
+        if choice is None or not 0 <= choice - int(space.start) < space.n or choice != int(choice):
             raise ValueError(f"{what} must be one of the {space.n} numbers from {space.start} on; got {value!r}.")
-        return int(value)
+        return int(choice)
     assert isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary)
     assert space.shape is not None
     array = checked_array(value, tuple(space.shape), np.dtype(space.dtype), what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,13 @@ class ActionMasks:
         agents: list[Any],
         observations: AgentObservations,
         actions: AgentActions,
-        infos: dict[Any, Any],
+        infos: Mapping[Any, Any],
         present: NDArray[np.bool_],
     ) -> None:
         self._agents = agents
         self._own = actions.own
         self._sizes = actions.own.sum(axis=1).tolist()
+        self._discrete = actions.discrete
         self._in_obs = observations.mask_in_obs
         if self._in_obs:
             self._check_fit(observations.mask_spaces, actions)
@@ -47,15 +49,17 @@ class ActionMasks:
         self.legal = self._own
 
     def read(
-        self, observations: dict[Any, Any], infos: dict[Any, Any], present: NDArray[np.bool_], last: bool
+        self, observations: Mapping[Any, Any], infos: Mapping[Any, Any], present: NDArray[np.bool_], last: bool
     ) -> NDArray[np.int8]:
         """The masks of the agents that are there; everything is allowed to the others, as it has no effect.
 
         After the last step nobody acts: a mask may then be blank, and a missing one allows all.
 
-        :raises ValueError: if an agent that is to act has no mask or no legal action
+        :raises ValueError: if an agent that is to act has no mask or no legal action, or masks come that were not announced
         """
         if not (self._in_obs or self._in_infos):
+            if self._discrete:
+                self._check_none_in(infos)
             if self.exist:
                 self.legal = np.where(present[:, None], self._own, np.int8(1))
             return self.legal
@@ -63,7 +67,7 @@ class ActionMasks:
         for row in np.flatnonzero(present).tolist():
             self.legal[row] = self._own[row]
             agent, size = self._agents[row], self._sizes[row]
-            source = observations[agent] if self._in_obs else infos.get(agent, {})
+            source = observations[agent] if self._in_obs else infos.get(agent) or {}
             if INNER_MASK in source:
                 mask = checked_array(source[INNER_MASK], (size,), np.dtype(np.int8), f"the mask of {agent!r}")
                 if ((mask != 0) & (mask != 1)).any():
@@ -75,9 +79,17 @@ class ActionMasks:
                 raise ValueError(f"the action mask of {agent!r} allows no action; an agent that is to act needs one.")
         return self.legal
 
-    def _infos_hold_masks(self, infos: dict[Any, Any], present: NDArray[np.bool_]) -> bool:
+    def _check_none_in(self, infos: Mapping[Any, Any]) -> None:
+        for agent in self._agents:
+            if INNER_MASK in (infos.get(agent) or ()):
+                raise ValueError(
+                    f"the info of {agent!r} now carries an 'action_mask', but the infos of the game's first reset() carried "
+                    "none: give masks to all agents at every reset and step."
+                )
+
+    def _infos_hold_masks(self, infos: Mapping[Any, Any], present: NDArray[np.bool_]) -> bool:
         there = [self._agents[row] for row in np.flatnonzero(present).tolist()]
-        without = [agent for agent in there if INNER_MASK not in infos.get(agent, {})]
+        without = [agent for agent in there if INNER_MASK not in (infos.get(agent) or {})]
         if len(without) == len(there):
             return False
         if without:

@@ -6,7 +6,7 @@ That makes every tool for single-agent environments (Monitor, vector environment
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -29,6 +29,8 @@ from hmasd_sb3.wrappers.team_spaces import (
 from hmasd_sb3.wrappers.views import DiscriminatorViews, StateRule, StateView
 
 TeamObservation = dict[str, NDArray[Any]]
+_RESET = ("observations", "infos")
+_STEP = ("observations", "rewards", "terminations", "truncations", "infos")
 RewardRule = Literal["sum", "mean"] | Callable[[dict[Any, float]], float]
 
 
@@ -37,9 +39,9 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
 
     **Observation**, a Dict; agents always in the order of ``possible_agents``:
 
-    - ``obs``, (N, ...): the agents' observations, zeros for an agent that is not there. Boxes of one shape keep it, and
-      their dtype (but float64 becomes float32); all other spaces are flattened by ``gymnasium.spaces.flatten`` and padded
-      with zeros to the longest, (N, O) float32.
+    - ``obs``, (N, ...): the agents' observations, zeros for an agent that is not there (bounds are widened to hold them).
+      Boxes of one shape keep it, and their dtype (but float64 becomes float32); all other spaces are flattened by
+      ``gymnasium.spaces.flatten`` and padded with zeros to the longest, (N, O) float32.
     - ``state``, (S,) float32, or a picture in uint8: ``state()`` of the game, or all observations joined if it has none.
     - ``agent_mask``, (N,) MultiBinary: 1 for the agents that are there; at an episode's last observation, for those that
       were there until the end. Left out where ``agent_mask=False``.
@@ -92,21 +94,24 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         parallel_env = self.parallel_env
         self.possible_agents: list[Any] = _possible_agents(parallel_env)
         self.n_agents = len(self.possible_agents)
+        self._known = set(self.possible_agents)
         self.metadata = dict(getattr(parallel_env, "metadata", None) or {})
         self.metadata.setdefault("render_modes", [])
         self.render_mode: str | None = getattr(parallel_env, "render_mode", None)
         self.agents_may_leave = not self.metadata.get("fixed_agents", False) if agent_mask is None else agent_mask
 
         self._reward_rule = reward
-        self._observations = AgentObservations({a: parallel_env.observation_space(a) for a in self.possible_agents})
+        self._observations = AgentObservations(
+            {a: parallel_env.observation_space(a) for a in self.possible_agents}, with_absent=self.agents_may_leave
+        )
         self._actions = AgentActions({a: parallel_env.action_space(a) for a in self.possible_agents})
         self.action_space = self._actions.space
-        _, infos = parallel_env.reset()
+        _, infos = _dicts_by_agent(parallel_env.reset(), _RESET, "reset()")
         self._present = self._who_is_there()
         """(N,) bool, who is to act."""
         self._masks = ActionMasks(self.possible_agents, self._observations, self._actions, infos, self._present)
         self._state = StateView(parallel_env, state, self._observations.space)
-        self._views = DiscriminatorViews(parallel_env, self.possible_agents)
+        self._views = DiscriminatorViews(parallel_env, self.possible_agents, with_absent=self.agents_may_leave)
         self._spaces = self._read_spaces()
         self.observation_space = spaces.Dict(dict(self._spaces))  # type: ignore[assignment]
         self._running = False
@@ -122,7 +127,8 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         :return: the observation and the info (empty unless an agent's info holds ``is_success``)
         """
         super().reset(seed=seed)
-        observations, infos = self.parallel_env.reset(seed=seed, options=options)
+        result = self.parallel_env.reset(seed=seed, options=options)
+        observations, infos = _dicts_by_agent(result, _RESET, "reset()")
         self._present = self._who_is_there()
         self._running = True
         team_observation = self._team_observation(observations, infos, self._present, last=False)
@@ -144,7 +150,9 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
             raise RuntimeError("no episode is running: call reset() before step()")
         acted = self._present
         actions = self._actions.decode(action, self._masks.legal, acted)
-        observations, rewards, terminations, truncations, infos = self.parallel_env.step(actions)
+        observations, rewards, terminations, truncations, infos = _dicts_by_agent(
+            self.parallel_env.step(actions), _STEP, "step()"
+        )
         self._check_ends_reported(acted, terminations, truncations)
         team_reward = self._team_reward(acted, rewards)
         present = self._who_goes_on(terminations, truncations)
@@ -238,23 +246,36 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
 
         :raises ValueError: if nobody is, or somebody is missing who may not be
         """
-        listed = self.parallel_env.agents
+        listed = self._listed()
         present = np.array([agent in listed for agent in self.possible_agents])
         if not present.any():
-            raise ValueError(f"reset() left the game without agents: its 'agents' are {listed!r}. Fill them at every reset.")
+            raise ValueError("reset() left the game without agents: its 'agents' are empty. Fill them at every reset.")
         if not (present.all() or self.agents_may_leave):
             self._check_same_agents(np.ones_like(present), present)
         return present
 
-    def _who_goes_on(self, terminations: dict[Any, bool], truncations: dict[Any, bool]) -> NDArray[np.bool_]:
-        """(N,) bool after a step: listed and not done. Games may go on listing agents that are."""
+    def _listed(self) -> set[Any]:
+        """The game's present ``agents``.
+
+        :raises ValueError: if one of them is not among the possible agents
+        """
         listed = set(self.parallel_env.agents)
+        if not listed <= self._known:
+            raise ValueError(
+                f"the game's 'agents' name {sorted(listed - self._known, key=str)}, whom its 'possible_agents' did not name "
+                f"when it was wrapped: {self.possible_agents}. List all that may ever appear there."
+            )
+        return listed
+
+    def _who_goes_on(self, terminations: Mapping[Any, bool], truncations: Mapping[Any, bool]) -> NDArray[np.bool_]:
+        """(N,) bool after a step: listed and not done. Games may go on listing agents that are."""
+        listed = self._listed()
         return np.array(
             [a in listed and not (terminations.get(a, False) or truncations.get(a, False)) for a in self.possible_agents]
         )
 
     def _check_ends_reported(
-        self, acted: NDArray[np.bool_], terminations: dict[Any, bool], truncations: dict[Any, bool]
+        self, acted: NDArray[np.bool_], terminations: Mapping[Any, bool], truncations: Mapping[Any, bool]
     ) -> None:
         for row in np.flatnonzero(acted).tolist():
             agent = self.possible_agents[row]
@@ -283,21 +304,21 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
 
     # ---- at each step
 
-    def _team_reward(self, acted: NDArray[np.bool_], rewards: dict[Any, float]) -> float:
+    def _team_reward(self, acted: NDArray[np.bool_], rewards: Mapping[Any, float]) -> float:
         for row in np.flatnonzero(acted).tolist():
             if self.possible_agents[row] not in rewards:
                 raise ValueError(
                     f"the game returned no reward for {self.possible_agents[row]!r}; give 0.0 where there is none."
                 )
         # Some games go on rewarding agents that have left, and that is the team's too.
-        by_agent = {agent: float(rewards[agent]) for agent in self.possible_agents if agent in rewards}
+        by_agent = {agent: _one_number(agent, rewards[agent]) for agent in self.possible_agents if agent in rewards}
         if callable(self._reward_rule):
             return float(self._reward_rule(by_agent))
         total = sum(by_agent.values())
         return total if self._reward_rule == "sum" else total / len(by_agent)
 
     def _team_observation(
-        self, observations: dict[Any, Any], infos: dict[Any, Any], present: NDArray[np.bool_], last: bool
+        self, observations: Mapping[Any, Any], infos: Mapping[Any, Any], present: NDArray[np.bool_], last: bool
     ) -> TeamObservation:
         """The team's observation, with the rows of those that are ``present``."""
         obs = self._observations.encode(observations, present)
@@ -327,13 +348,41 @@ def _check_is_parallel_env(env: Any) -> None:
 
 
 def _possible_agents(env: ParallelEnv) -> list[Any]:
-    agents = list(getattr(env, "possible_agents", None) or ())
+    listed = getattr(env, "possible_agents", None)
+    agents = [] if listed is None else list(listed)
     if not agents:
         raise ValueError("the game must list its agents in 'possible_agents', before its first reset; it lists none.")
+    if len(set(agents)) < len(agents):
+        raise ValueError(f"the game lists an agent twice in 'possible_agents', {agents}: give each a name of its own.")
     return agents
 
 
-def _team_info(agents: list[Any], infos: dict[Any, Any]) -> dict[str, Any]:
+def _dicts_by_agent(result: Any, names: tuple[str, ...], method: str) -> Sequence[Mapping[Any, Any]]:
+    """What a game returned, refused unless it is what PettingZoo's ``ParallelEnv`` returns."""
+    if not isinstance(result, tuple | list) or len(result) != len(names):
+        got = f"{len(result)} of them" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
+        raise ValueError(
+            f"the game's {method} must return {len(names)} dicts, {', '.join(names)}; got {got}. Games for PettingZoo before "
+            "1.23 returned others: bring the game up to date."
+        )
+    for name, part in zip(names, result, strict=True):
+        if not isinstance(part, Mapping):
+            raise ValueError(f"the {name} that the game's {method} returned must be a dict by agent; got {part!r}")
+    return result
+
+
+def _one_number(agent: Any, reward: Any) -> float:
+    """An agent's reward, also from an array that holds nothing else."""
+    if isinstance(reward, float | int):
+        return float(reward)
+    array = np.asarray(reward)
+    if array.size != 1 or array.dtype.kind not in "fiub":
+        raise ValueError(f"the reward of {agent!r} must be one number; got {reward!r}")
+    return float(array.item())
+
+
+def _team_info(agents: list[Any], infos: Mapping[Any, Any]) -> dict[str, Any]:
     """``is_success`` if any agent reports it, else nothing."""
-    reports = [infos[agent]["is_success"] for agent in agents if agent in infos and "is_success" in infos[agent]]
+    found = [infos.get(agent) or {} for agent in agents]
+    reports = [info["is_success"] for info in found if "is_success" in info]
     return {"is_success": all(bool(report) for report in reports)} if reports else {}

@@ -27,17 +27,32 @@ INNER_MASK = "action_mask"
 def stacked_box(space: spaces.Box, n_agents: int, dtype: Any) -> spaces.Box:
     """N copies of a Box side by side: (...) -> (N, ...)."""
     low, high = np.stack([space.low] * n_agents), np.stack([space.high] * n_agents)
-    return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+    return box_between(low, high, dtype)
+
+
+def box_between(low: NDArray[Any], high: NDArray[Any], dtype: Any) -> spaces.Box:
+    """A Box of ``dtype`` with these bounds; those too large for it become infinite."""
+    with np.errstate(over="ignore"):
+        return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=np.dtype(dtype).type)
 
 
 def flat_float_box(space: spaces.Box) -> spaces.Box:
     """The same numbers in one row of float32: (...) -> (prod(...),)."""
-    return spaces.Box(space.low.ravel().astype(np.float32), space.high.ravel().astype(np.float32), dtype=np.float32)
+    return box_between(space.low.ravel(), space.high.ravel(), np.float32)
 
 
 def unbounded_box(shape: tuple[int, ...]) -> spaces.Box:
     """A float32 Box without limits."""
     return spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+
+def with_zero(space: spaces.Box) -> spaces.Box:
+    """The Box, wide enough to hold the zeros of agents that are not there."""
+    zero = np.zeros((), space.dtype)
+    if (space.low <= zero).all() and (space.high >= zero).all():
+        return space
+    assert space.dtype is not None
+    return spaces.Box(np.minimum(space.low, zero), np.maximum(space.high, zero), dtype=space.dtype.type)
 
 
 def float_for_double(dtype: Any) -> np.dtype[Any]:
@@ -48,7 +63,8 @@ def float_for_double(dtype: Any) -> np.dtype[Any]:
 def checked_array(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
     """Read what a game returned as an array of the promised shape and dtype, values unchanged.
 
-    Floats may lose precision; integers and flags must survive the conversion exactly. Nothing is clipped or broadcast.
+    Floats may lose precision, but not become infinite; integers and flags must survive the conversion exactly. Nothing is
+    clipped or broadcast.
 
     :param what: names the value in errors, e.g. ``"the observation of 'alice'"``
     :raises ValueError: if the shape differs or a value cannot be represented
@@ -63,7 +79,14 @@ def checked_array(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what
     if dtype.kind == "f":
         if array.dtype.kind not in "fiub":
             raise ValueError(f"{what} must be numbers of dtype {dtype}; got {array.dtype}: {array!r}")
-        return array.astype(dtype)
+        try:
+            with np.errstate(over="raise"):
+                return array.astype(dtype)
+        except FloatingPointError:
+            raise ValueError(
+                f"{what} holds numbers too large for {dtype}; the largest is {np.nanmax(np.abs(array))}. Scale them down in "
+                "the game."
+            ) from None
     with np.errstate(invalid="ignore"):  # NaN to integer: found by the comparison below
         converted = array.astype(dtype)
     if not np.array_equal(converted, array):

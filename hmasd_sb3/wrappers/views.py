@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from pettingzoo import ParallelEnv
 from stable_baselines3.common.preprocessing import is_image_space_channels_first
 
-from hmasd_sb3.wrappers.team_spaces import checked_array, flat_float_box, stacked_box, unbounded_box
+from hmasd_sb3.wrappers.team_spaces import checked_array, flat_float_box, stacked_box, unbounded_box, with_zero
 
 StateRule = Literal["joined"] | Callable[[Any], Any] | None
 
@@ -23,7 +24,7 @@ class StateView:
     :param rule: None: ``state()``, or the joined observations where the game has none; ``"joined"``: those in any case;
         or a function from the game to an array
     :param obs: the team's observation space (N, ...)
-    :raises ValueError: if the declared space is no Box
+    :raises ValueError: if the declared space is no Box, or ``state`` is no method or returns nothing
     """
 
     space: spaces.Box
@@ -58,10 +59,17 @@ class StateView:
     def _first_value(self) -> Any:
         if self._read is not None:
             return self._read(self._game)
+        if not callable(self._game.state):
+            raise ValueError(
+                f"the game keeps a {type(self._game.state).__name__} under the name of PettingZoo's method state(): rename "
+                "it, or define state() and state_space."
+            )
         try:
             value = self._game.state()
         except NotImplementedError:
             return None
+        if value is None:
+            raise ValueError("the game's state() returned None. Leave it out, or raise NotImplementedError, if there is none.")
         self._read, self._source = _state_of, "state()"
         return value
 
@@ -71,15 +79,17 @@ class DiscriminatorViews:
 
     :param game: the game
     :param agents: its ``possible_agents``
+    :param with_absent: whether agents may be absent; ``obs_space`` then also holds the zeros of those that are
     :raises ValueError: if a space is missing, no Box, or not the same for all agents
     """
 
-    def __init__(self, game: ParallelEnv, agents: list[Any]) -> None:
+    def __init__(self, game: ParallelEnv, agents: list[Any], *, with_absent: bool) -> None:
         self._game, self._agents = game, agents
         self.obs_space: spaces.Box | None = None
         self.state_space: spaces.Box | None = None
         if callable(getattr(game, "discriminator_obs", None)):
-            self.obs_space = stacked_box(self._agent_space(), len(agents), np.float32)
+            found = stacked_box(self._agent_space(), len(agents), np.float32)
+            self.obs_space = with_zero(found) if with_absent else found
         if callable(getattr(game, "discriminator_state", None)):
             space = getattr(game, "discriminator_state_space", None)
             self.state_space = flat_float_box(checked_box(space, "discriminator_state_space"))
@@ -120,8 +130,7 @@ def joined(obs: NDArray[Any]) -> NDArray[Any]:
         return obs.ravel().astype(np.uint8 if obs.dtype == np.uint8 else np.float32)
     if obs.ndim == 3:  # without a channel axis: from (N, H, W) to (H, W, N)
         return np.moveaxis(obs, 0, -1).copy()
-    channels_first = is_image_space_channels_first(spaces.Box(0, 255, obs.shape[1:], np.uint8))
-    return np.concatenate(list(obs), axis=0 if channels_first else -1)
+    return np.concatenate(list(obs), axis=0 if _channels_first(obs.shape[1:]) else -1)
 
 
 def joined_space(obs: spaces.Box) -> spaces.Box:
@@ -150,6 +159,11 @@ def _state_space(value: NDArray[Any], declared: spaces.Box | None) -> spaces.Box
     if len(shape) in (2, 3) and dtype == np.uint8 and (declared is None or bool((declared.high == 255).all())):
         return spaces.Box(0, 255, shape, np.uint8)
     return unbounded_box((value.size,)) if declared is None else flat_float_box(declared)
+
+
+@functools.cache  # asked at every step; a space of pictures takes longer to make than they take to join
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return bool(is_image_space_channels_first(spaces.Box(0, 255, shape, np.uint8)))
 
 
 def _are_pictures(shape: tuple[int, ...], dtype: Any) -> bool:

@@ -1,0 +1,82 @@
+"""The contract for many teams: each row is a team, whichever game it is and whatever runs the rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from contract import CASES, Case, amount, assert_same, legal_actions
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from hmasd_sb3.wrappers import as_team_env, make_team_vec_env
+
+# Games of others, in other versions.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+BACKENDS: dict[str, dict[str, Any]] = {
+    "in this process": {"vec_env_cls": DummyVecEnv},
+    "worker processes": {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}},
+    "own vectorisation": {},
+}
+"""How many teams are run: arguments of make_team_vec_env."""
+
+RUNS = [(case, name) for case in CASES for name in BACKENDS if case.id or name != "own vectorisation"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log into the working directory
+
+
+@amount
+@pytest.mark.parametrize(("case", "backend"), RUNS, ids=[f"{case.name}, {name}" for case, name in RUNS])
+def test_rows_are_teams_stepped_by_hand(case: Case, backend: str, times: int) -> None:
+    n_rows = 4 if times == 1 and (case.heavy or backend == "worker processes") else 32
+    teams = [as_team_env(case.game()) for _ in range(n_rows)]
+    source = case.id if backend == "own vectorisation" else case.game
+    kwargs = {"env_kwargs": case.kwargs} if source is case.id else {}
+    venv = make_team_vec_env(source, n_rows, seed=9, **kwargs, **BACKENDS[backend])
+    try:
+        compare(venv, teams, steps=max(12, case.steps // 6) * times)
+    finally:
+        venv.close()
+
+
+def compare(venv: VecEnv, teams: list[Any], steps: int) -> None:
+    rng = np.random.default_rng(2)
+    assert venv.observation_space == teams[0].observation_space
+    assert venv.action_space == teams[0].action_space
+    found: Any = venv.reset()
+    expected = [team.reset(seed=9 + row)[0] for row, team in enumerate(teams)]
+    for step in range(steps):
+        assert_same(found, {key: np.stack([e[key] for e in expected]) for key in expected[0]}, f"step {step}")
+        actions = legal_actions(venv.action_space, found, rng, len(teams))
+        found, rewards, dones, infos = venv.step(actions)
+        assert rewards.shape == dones.shape == (len(teams),)
+        assert dones.dtype == bool
+        for row, team in enumerate(teams):
+            expected[row], reward, terminated, truncated, _ = team.step(actions[row])
+            assert np.float32(rewards[row]) == np.float32(reward)
+            assert dones[row] == (terminated or truncated)
+            assert infos[row]["TimeLimit.truncated"] == truncated
+            assert ("terminal_observation" in infos[row]) == ("episode" in infos[row]) == bool(dones[row])
+            if dones[row]:
+                assert_same(infos[row]["terminal_observation"], expected[row], f"step {step}, row {row}")
+                expected[row], _ = team.reset()
+
+
+@pytest.mark.parametrize("n_actions", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", [c for c in CASES if c.name.startswith("heterogeneous, mask")], ids=lambda case: case.name)
+def test_masks_hold_over_many_random_actions(case: Case, n_actions: int) -> None:
+    venv = make_team_vec_env(case.game, 32, seed=0, vec_env_cls=DummyVecEnv)
+    rng = np.random.default_rng(3)
+    found: Any = venv.reset()
+    played = forbidden = 0
+    while played < n_actions:
+        present = found["agent_mask"] == 1
+        played += int(present.sum())
+        forbidden += int((found["action_mask"] == 0)[present].sum())
+        found, *_ = venv.step(legal_actions(venv.action_space, found, rng, 32))
+        assert (found["action_mask"][found["agent_mask"] == 0] == 1).all()
+    assert forbidden > played  # masks were there to be broken
+    assert [game.illegal_actions for game in venv.get_attr("parallel_env")] == [0] * 32
