@@ -347,7 +347,8 @@ def import_extra(module: str) -> Any:
         if error.name not in ("jax", "jaxmarl"):
             raise
         raise ImportError(
-            f'JaxMARL\'s games need the package "{error.name}", which is not installed: pip install "hmasd-sb3[jaxmarl]"'
+            f'JaxMARL\'s games need the package "{error.name}", which is not installed: pip install "hmasd-sb3[jaxmarl]" '
+            "(JaxMARL is for Python 3.11 and newer)"
         ) from error
 
 
