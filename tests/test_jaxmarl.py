@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -19,6 +20,9 @@ from hmasd_sb3.envs import jaxmarl_games
 from hmasd_sb3.wrappers import GymVectorTeamVecEnv
 from hmasd_sb3.wrappers.jaxmarl_vec import JaxMARLTeamEnv, JaxMARLVectorEnv
 
+# Code that is compiled in half the time; it has to be said before JAX starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 # Asked for without importing it: that takes seconds in every test process.
 if find_spec("jaxmarl") is None:
     pytest.skip("needs the extra 'jaxmarl'", allow_module_level=True)
@@ -26,6 +30,8 @@ if find_spec("jaxmarl") is None:
 B = 32
 KITCHEN: dict[str, Any] = {"game": "overcooked", "layout": "cramped_room", "max_steps": 60}
 BATTLE: dict[str, Any] = {"game": "HeuristicEnemySMAX", "scenario": "3m"}
+# One game and many are compiled differently, and so may round differently.
+ROUNDING = 1e-5
 # Here the team cannot lose: it wins if it fights, and runs into the time limit if not.
 EASY_BATTLE: dict[str, Any] = {**BATTLE, "enemy_shoots": False, "max_steps": 40}
 IDS = [
@@ -40,11 +46,11 @@ UP, DOWN, RIGHT, LEFT, STAY, INTERACT = range(6)
 STOP, ATTACK = 4, 5
 
 
-def same(left: Any, right: Any, message: str = "") -> None:
+def same(left: Any, right: Any, message: str = "", atol: float = 0.0) -> None:
     assert set(left) == set(right)
     for key in left:
         assert left[key].dtype == right[key].dtype, key
-        np.testing.assert_array_equal(left[key], right[key], err_msg=f"{key} {message}")
+        np.testing.assert_allclose(left[key], right[key], rtol=0.0, atol=atol, err_msg=f"{key} {message}")
 
 
 def legal_actions(observation: dict[str, np.ndarray], space: Any, rng: np.random.Generator) -> np.ndarray:
@@ -55,29 +61,43 @@ def legal_actions(observation: dict[str, np.ndarray], space: Any, rng: np.random
 
 
 class HandStepped:
-    """One game stepped by JaxMARL's own functions, with the random stream that a seed stands for."""
+    """One game played by JaxMARL's own functions, not vectorised, with the random stream that a seed stands for.
 
-    compiled: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any]]] = {}
+    ``reset`` and ``step`` return all that there is to compare with, as NumPy arrays.
+    """
+
+    compiled: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
     def __init__(self, name: str, env: Any, seed: int) -> None:
         import jax
 
-        self.env, self.jax = env, jax
+        def available(state: Any) -> Any:
+            return env.get_avail_actions(state) if name == "battle" else {}
+
+        def reset(key: Any) -> Any:
+            key, now = jax.random.split(key)
+            views, state = env.reset(now)
+            return key, state, (views, available(state))
+
+        def step(key: Any, state: Any, actions: Any) -> Any:
+            key, now = jax.random.split(key)
+            by_agent = {agent: actions[i] for i, agent in enumerate(env.agents)}
+            views, state, rewards, dones, _ = env.step_env(now, state, by_agent)
+            return key, state, (views, available(state), rewards, dones)
+
         if name not in self.compiled:
-            self.compiled[name] = (env, jax.jit(env.reset), jax.jit(env.step_env))
-        self.env, self._reset, self._step = self.compiled[name]
+            self.compiled[name] = (jax.jit(reset), jax.jit(step))
+        self._reset, self._step = self.compiled[name]
+        self._numpy = lambda tree: jax.tree.map(np.asarray, tree)
         self.key = jax.random.key(seed)
 
-    def reset(self) -> tuple[dict[str, np.ndarray], Any]:
-        self.key, now = self.jax.random.split(self.key)
-        observation, self.state = self._reset(now)
-        return observation, self.state
+    def reset(self) -> Any:
+        self.key, self.state, seen = self._reset(self.key)
+        return self._numpy(seen)
 
-    def step(self, actions: np.ndarray) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
-        self.key, now = self.jax.random.split(self.key)
-        by_agent = {agent: int(action) for agent, action in zip(self.env.agents, actions, strict=True)}
-        observation, self.state, rewards, dones, _ = self._step(now, self.state, by_agent)
-        return observation, self.state, rewards, dones
+    def step(self, actions: np.ndarray) -> Any:
+        self.key, self.state, seen = self._step(self.key, self.state, np.asarray(actions, dtype=np.int32))
+        return self._numpy(seen)
 
 
 def jaxmarl_make(name: str, **kwargs: Any) -> Any:
@@ -104,14 +124,14 @@ def test_kitchens_equal_hand_stepped_ones(kitchen: JaxMARLVectorEnv) -> None:
     games = [HandStepped("kitchen", env, 5 + row) for row in range(B)]
 
     def expected(maps: Any) -> dict[str, np.ndarray]:
-        obs = np.stack([np.asarray(maps["agent_0"]).ravel(), np.asarray(maps["agent_1"]).ravel()]).astype(np.float32)
+        obs = np.stack([maps["agent_0"].ravel(), maps["agent_1"].ravel()]).astype(np.float32)
         return {"obs": obs, "state": obs[0]}
 
     observations, _ = kitchen.reset(seed=5)
     for row, game in enumerate(games):
         same({key: value[row] for key, value in observations.items()}, expected(game.reset()[0]))
     rng = np.random.default_rng(0)
-    for step in range(1, 131):
+    for step in range(1, 71):
         actions = rng.integers(6, size=(B, 2))
         observations, rewards, terminations, truncations, infos = kitchen.step(actions)
         assert kitchen.observation_space.contains(observations)
@@ -133,12 +153,12 @@ def test_battles_equal_hand_stepped_ones(battle: JaxMARLVectorEnv) -> None:
     env = jaxmarl_make("HeuristicEnemySMAX", scenario=map_name_to_scenario("3m"), walls_cause_death=False)
     games = [HandStepped("battle", env, 7 + row) for row in range(B)]
 
-    def expected(views: Any, state: Any, present: np.ndarray) -> dict[str, np.ndarray]:
-        mask = np.stack([np.asarray(one) for one in env.get_avail_actions(state).values()]).astype(np.int8)
+    def expected(views: Any, available: Any, present: np.ndarray) -> dict[str, np.ndarray]:
+        mask = np.stack([available[f"ally_{i}"] for i in range(3)]).astype(np.int8)
         mask[~present] = 1
         return {
-            "obs": np.stack([np.asarray(views[f"ally_{i}"]) for i in range(3)]),
-            "state": np.asarray(views["world_state"]),
+            "obs": np.stack([views[f"ally_{i}"] for i in range(3)]),
+            "state": views["world_state"],
             "action_mask": mask,
             "agent_mask": present.astype(np.int8),
         }
@@ -146,17 +166,17 @@ def test_battles_equal_hand_stepped_ones(battle: JaxMARLVectorEnv) -> None:
     observations, _ = battle.reset(seed=7)
     alive = np.ones((B, 3), dtype=bool)
     for row, game in enumerate(games):
-        same({key: value[row] for key, value in observations.items()}, expected(*game.reset(), alive[row]))
+        same({key: value[row] for key, value in observations.items()}, expected(*game.reset(), alive[row]), atol=ROUNDING)
     rng = np.random.default_rng(0)
     endings = 0
-    for step in range(70):
+    for step in range(60):
         # A dead unit's actions are anything, and for JaxMARL itself the one that it allows.
         actions = legal_actions(observations, battle.single_action_space, rng)
         observations, rewards, terminations, truncations, infos = battle.step(actions)
         for row, game in enumerate(games):
             before = alive[row].copy()
-            views, state, _, dones = game.step(np.where(before, actions[row], STOP))
-            units = np.asarray(state.state.unit_alive)
+            views, available, _, dones = game.step(np.where(before, actions[row], STOP))
+            units = np.asarray(game.state.state.unit_alive)
             alive[row] = units[:3]
             won, lost = not units[3:].any(), not units[:3].any()
             assert (terminations[row] or truncations[row]) == bool(dones["__all__"])
@@ -165,11 +185,13 @@ def test_battles_equal_hand_stepped_ones(battle: JaxMARLVectorEnv) -> None:
             present = alive[row]
             if terminations[row] or truncations[row]:
                 endings += 1
-                same(infos["final_obs"][row], expected(views, state, before))
+                same(infos["final_obs"][row], expected(views, available, before), atol=ROUNDING)
                 assert infos["final_info"]["is_success"][row] == (won and not lost)
-                views, state = game.reset()
+                views, available = game.reset()
                 alive[row] = present = np.ones(3, dtype=bool)
-            same({key: value[row] for key, value in observations.items()}, expected(views, state, present), f"{row} {step}")
+            same(
+                {key: value[row] for key, value in observations.items()}, expected(views, available, present), f"{row} {step}"
+            )
     assert endings > B
 
 
@@ -185,7 +207,7 @@ def test_single_environments_equal_the_rows_and_infos_have_gymnasiums_layout(kwa
     rng = np.random.default_rng(1)
     ended = 0
     for _ in range(125):
-        same({key: value[:n] for key, value in left.items()}, right)
+        same({key: value[:n] for key, value in left.items()}, right, atol=ROUNDING)
         actions = legal_actions(left, rows.single_action_space, rng)
         left, *left_end, left_info = rows.step(actions)
         right, *right_end, right_info = single.step(actions[:n])
@@ -205,7 +227,7 @@ def test_single_environments_equal_the_rows_and_infos_have_gymnasiums_layout(kwa
         for a, b in zip(left_info["final_obs"][:n], right_info["final_obs"], strict=True):
             assert (a is None) == (b is None)
             if a is not None:
-                same(a, b)
+                same(a, b, atol=ROUNDING)
     assert ended >= 2
 
 
@@ -328,9 +350,10 @@ def test_observations_are_the_callers_own(battle: JaxMARLVectorEnv) -> None:
     assert after["agent_mask"].all()
 
 
-@pytest.mark.parametrize("env_id", ["Overcooked-CrampedRoom-v0", "SMAX-3m-v0"])
-def test_single_environments_pass_the_checkers(env_id: str) -> None:
-    env = gym.make(env_id)
+@pytest.mark.parametrize(("env_id", "kwargs"), [("Overcooked-CrampedRoom-v0", {"max_steps": 60}), ("SMAX-3m-v0", {})])
+@pytest.mark.filterwarnings("ignore:.*unconventional shape", "ignore:.*infinity")
+def test_single_environments_pass_the_checkers(env_id: str, kwargs: dict[str, Any]) -> None:
+    env = gym.make(env_id, **kwargs)
     check_gymnasium_env(env.unwrapped, skip_render_check=True)
     check_sb3_env(env.unwrapped)
 
@@ -449,16 +472,3 @@ def test_no_step_before_the_first_reset() -> None:
         JaxMARLVectorEnv(**KITCHEN).step(np.zeros((1, 2), dtype=int))
     with pytest.raises(RuntimeError, match="call reset"):
         JaxMARLTeamEnv(**KITCHEN).step(np.zeros(2, dtype=int))
-
-
-def test_importing_jaxmarl_leaves_the_output_streams_alone() -> None:
-    """JaxMARL points both at the process's own while it is imported."""
-    import subprocess
-    import sys
-
-    code = (
-        "import io, sys; mine = sys.stdout = io.StringIO(); error = sys.stderr;"
-        "from hmasd_sb3.envs.jaxmarl_games import import_extra; import_extra('jaxmarl');"
-        "assert sys.stdout is mine and sys.stderr is error"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

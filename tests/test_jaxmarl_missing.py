@@ -3,11 +3,9 @@
 import subprocess
 import sys
 
-import gymnasium as gym
 import pytest
 
-from hmasd_sb3 import make_team_vec_env
-from hmasd_sb3.envs import JAXMARL_IDS, jaxmarl_games
+from hmasd_sb3.envs import jaxmarl_games
 from hmasd_sb3.wrappers.jaxmarl_vec import JaxMARLVectorEnv
 
 
@@ -21,16 +19,30 @@ def test_registration_imports_no_jax() -> None:
 
 
 @pytest.mark.parametrize("missing", ["jax", "jaxmarl"])
-@pytest.mark.parametrize("env_id", [env_id for env_id, kwargs in JAXMARL_IDS.items() if kwargs])
-def test_a_missing_extra_is_named(env_id: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in {missing, "jaxmarl"}:
-        for module in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-            monkeypatch.delitem(sys.modules, module)
-        monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
-    monkeypatch.setattr(jaxmarl_games, "_cached_game", jaxmarl_games._make_game)
+def test_a_missing_extra_is_named(missing: str) -> None:
+    # In a process of its own, as half-imported packages would stay behind in this one.
+    code = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import gymnasium as gym
+from hmasd_sb3 import make_team_vec_env
+from hmasd_sb3.envs import JAXMARL_IDS
+for env_id in (env_id for env_id, kwargs in JAXMARL_IDS.items() if kwargs):
     for make in (lambda: gym.make(env_id), lambda: make_team_vec_env(env_id, 2)):
-        with pytest.raises(ImportError, match=r'pip install "hmasd-sb3\[jaxmarl\]"'):
+        try:
             make()
+        except ImportError as error:
+            assert 'pip install "hmasd-sb3[jaxmarl]"' in str(error), error
+        else:
+            raise AssertionError(env_id)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_broken_packages_are_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +59,15 @@ def test_games_that_are_no_team_are_refused_without_the_extra_too() -> None:
         JaxMARLVectorEnv("hanabi")
     with pytest.raises(TypeError, match="a JaxMARL name or a JaxMARLGame"):
         JaxMARLVectorEnv(3)  # type: ignore[arg-type]
+
+
+def test_importing_leaves_the_output_streams_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, my_errors = sys.stdout, sys.stderr
+
+    def as_jaxmarl_does(name: str) -> None:
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+    monkeypatch.setattr(jaxmarl_games.importlib, "import_module", as_jaxmarl_does)
+    assert mine is not sys.__stdout__
+    jaxmarl_games.import_extra("jaxmarl")
+    assert (sys.stdout, sys.stderr) == (mine, my_errors)

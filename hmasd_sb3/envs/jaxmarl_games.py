@@ -132,6 +132,7 @@ def jaxmarl_game(name: str, **kwargs: Any) -> JaxMARLGame:
     :raises ImportError: if the extra is not installed
     :raises ValueError: if the game is none of these, or its agents differ
     """
+    kwargs = dict(sorted(kwargs.items()))  # the cache tells arguments apart by their order too
     try:
         return _cached_game(name, **kwargs)
     except TypeError as error:

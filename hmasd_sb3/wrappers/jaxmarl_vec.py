@@ -26,7 +26,8 @@ class JaxMARLVectorEnv(VectorEnv[TeamObservation, NDArray[Any], NDArray[Any]]):
     first of the next episode, and ``infos["final_obs"]`` and ``infos["final_info"]`` hold the last one's, in the layout of
     ``gymnasium.vector.SyncVectorEnv``. Infos are empty at other steps.
 
-    Row i plays exactly like `JaxMARLTeamEnv` with the same seed. Observations are NumPy arrays of the caller's own.
+    Row i plays like `JaxMARLTeamEnv` with the same seed, whatever B is. Only the last digits of floats may differ, as JAX
+    compiles each B for itself. Observations are NumPy arrays of the caller's own.
 
     JAX computes on its default device. Where that is a GPU that PyTorch uses too, set the environment variable
     ``XLA_PYTHON_CLIENT_PREALLOCATE=false``, or JAX takes most of its memory at the start.
