@@ -189,9 +189,8 @@ def test_battles_equal_hand_stepped_ones(battle: JaxMARLVectorEnv) -> None:
                 assert infos["final_info"]["is_success"][row] == (won and not lost)
                 views, available = game.reset()
                 alive[row] = present = np.ones(3, dtype=bool)
-            same(
-                {key: value[row] for key, value in observations.items()}, expected(views, available, present), f"{row} {step}"
-            )
+            played = {key: value[row] for key, value in observations.items()}
+            same(played, expected(views, available, present), f"row {row}, step {step}", ROUNDING)
     assert endings > B
 
 
