@@ -349,6 +349,15 @@ def test_observations_are_the_callers_own(battle: JaxMARLVectorEnv) -> None:
     assert after["agent_mask"].all()
 
 
+def test_a_step_is_compiled_once(battle: JaxMARLVectorEnv) -> None:
+    battle.reset(seed=0)
+    for _ in range(3):
+        battle.step(np.full((B, 3), STOP))
+    battle.reset(options={"reset_mask": np.arange(B) == 0})
+    battle.step(np.full((B, 3), STOP))
+    assert battle.game.batched.step_and_restart._cache_size() == 1  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(("env_id", "kwargs"), [("Overcooked-CrampedRoom-v0", {"max_steps": 60}), ("SMAX-3m-v0", {})])
 @pytest.mark.filterwarnings("ignore:.*unconventional shape", "ignore:.*infinity")
 def test_single_environments_pass_the_checkers(env_id: str, kwargs: dict[str, Any]) -> None:
