@@ -426,6 +426,14 @@ def test_other_games_by_name() -> None:
         assert truncations.all() == (step == 6)
 
 
+def test_any_known_game_has_an_id() -> None:
+    env = gym.make("JaxMARL-v0", game="MPE_simple_spread_v3", max_steps=5)
+    assert env.unwrapped.game is jaxmarl_games.jaxmarl_game("MPE_simple_spread_v3", max_steps=5)
+    venv = make_team_vec_env("JaxMARL-v0", 2, env_kwargs={"max_steps": 5, "game": "MPE_simple_spread_v3"}, seed=0)
+    assert venv.reset()["obs"].shape == (2, 3, 18)
+    assert venv.action_space.nvec.tolist() == [5, 5, 5]
+
+
 def test_a_game_of_ones_own_must_return_what_its_spaces_say() -> None:
     import dataclasses
 
