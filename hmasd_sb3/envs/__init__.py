@@ -7,9 +7,19 @@ from gymnasium.envs.registration import register, registry
 
 from hmasd_sb3.envs.alice_and_bob import AliceAndBobParallelEnv, parallel_env
 
-__all__ = ["ALICE_AND_BOB_ID", "AliceAndBobParallelEnv", "parallel_env", "register_envs"]
+__all__ = ["ALICE_AND_BOB_ID", "JAXMARL_IDS", "AliceAndBobParallelEnv", "parallel_env", "register_envs"]
 
 ALICE_AND_BOB_ID = "AliceAndBob-v0"
+
+# JaxMARL's games, which need the extra "jaxmarl" once they are made: the arguments of `jaxmarl_game`. The last takes any.
+JAXMARL_IDS: dict[str, dict[str, Any]] = {
+    "Overcooked-CrampedRoom-v0": {"game": "overcooked", "layout": "cramped_room"},
+    "Overcooked-AsymmetricAdvantages-v0": {"game": "overcooked", "layout": "asymm_advantages"},
+    "Overcooked-CoordinationRing-v0": {"game": "overcooked", "layout": "coord_ring"},
+    "SMAX-3m-v0": {"game": "HeuristicEnemySMAX", "scenario": "3m"},
+    "SMAX-2s3z-v0": {"game": "HeuristicEnemySMAX", "scenario": "2s3z"},
+    "JaxMARL-v0": {},
+}
 
 
 def alice_and_bob_team_env(**kwargs: Any) -> gym.Env[Any, Any]:
@@ -29,6 +39,15 @@ def register_envs() -> None:
             entry_point="hmasd_sb3.envs:alice_and_bob_team_env",
             vector_entry_point="hmasd_sb3.envs.alice_and_bob_vector:AliceAndBobVectorEnv",
         )
+    for env_id, kwargs in JAXMARL_IDS.items():
+        if env_id not in registry:
+            # These have time limits of their own too.
+            register(
+                env_id,
+                entry_point="hmasd_sb3.wrappers.jaxmarl_vec:JaxMARLTeamEnv",
+                vector_entry_point="hmasd_sb3.wrappers.jaxmarl_vec:JaxMARLVectorEnv",
+                kwargs=kwargs,
+            )
 
 
 register_envs()
