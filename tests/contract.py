@@ -20,6 +20,7 @@ from hard_games import (
     JoiningGame,
     MaskedHeterogeneousGame,
     PictureGame,
+    RetiringGame,
     StructuredGame,
 )
 
@@ -92,6 +93,8 @@ CASES = [
     Case("continuous", ContinuousGame),
     Case("dying", DyingGame, ends=BOTH),
     Case("dying, listed", DyingGame, {"listed": True}, api_fault=LISTED, ends=BOTH),
+    Case("retiring", RetiringGame, ends=BOTH),
+    Case("retiring, listed", RetiringGame, {"listed": True}, api_fault=LISTED, ends=BOTH),
     Case("joining", JoiningGame, api_fault=REVIVED),
     Case("heterogeneous", HeterogeneousGame),
     Case("heterogeneous, dying", HeterogeneousGame, {"deaths": True}, ends=BOTH),

@@ -83,6 +83,13 @@ class DyingGame(PlannedGame):
         return {a: [(0, int(self.rng.integers(1, self.horizon + 4)))] for a in self.possible_agents}
 
 
+class RetiringGame(DyingGame):
+    """The first agent does not die but leaves early, by a time limit of its own, and has no say in how the team ends."""
+
+    def outlived(self, agent: str) -> bool:
+        return agent == "agent_0" or super().outlived(agent)
+
+
 class JoiningGame(PlannedGame):
     """The second agent comes late, the third dies and comes back, the first stays to the end."""
 

@@ -10,6 +10,7 @@ import pytest
 import supersuit
 from contract import Reference, assert_same, follow, legal_actions
 from games import ContinuousGame, MaskedGame, TimeLimitGame, edited, step_once
+from gymnasium import spaces
 from hard_games import DyingGame, HeterogeneousGame, JoiningGame, MaskedHeterogeneousGame, PictureGame
 
 from hmasd_sb3.wrappers import TeamEnv
@@ -110,6 +111,24 @@ def test_box_actions_must_be_numbers() -> None:
     for wrong in (np.array([["a", "b"], ["c", "d"]]), np.array([[None, 1], [1, 1]]), np.zeros((2, 2), bool)):
         with pytest.raises(ValueError, match="must be numbers; got"):
             team.step(wrong)
+
+
+@pytest.mark.parametrize(("size", "joined"), [((3, 20, 24), (6, 20, 24)), ((20, 24, 3), (20, 24, 6)), ((20, 24), (20, 24, 2))])
+def test_pictures_are_joined_along_their_channels_without_making_spaces(
+    size: tuple[int, ...], joined: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team = TeamEnv(PictureGame(size))
+    assert team.observation_space["state"] == spaces.Box(0, 255, joined, np.uint8)
+    team.reset(seed=0)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a space was made while an episode ran")
+
+    monkeypatch.setattr(spaces.Box, "__init__", refuse)
+    observation, *_ = team.step(np.array([0, 1]))
+    axis = 0 if size[0] == 3 else -1
+    pictures = [np.atleast_3d(picture) for picture in observation["obs"]]
+    np.testing.assert_array_equal(observation["state"], np.concatenate(pictures, axis=axis))
 
 
 # ---- SuperSuit's wrappers, around the game

@@ -13,6 +13,7 @@ import pytest
 from stable_baselines3.common.monitor import load_results
 from worker_games import FAULT, FaultyTeam, Maker, all_gone, is_running
 
+from hmasd_sb3.wrappers import worker_handle
 from hmasd_sb3.wrappers.worker_handle import WorkerError
 from hmasd_sb3.wrappers.workers import FRUITLESS_RESTARTS, WorkerTeamVecEnv
 
@@ -97,7 +98,8 @@ def test_a_worker_that_falls_silent(fault: str) -> None:
     assert_ended(venv, "did not answer within")
 
 
-def test_the_first_fault_is_not_held_up_by_a_worker_that_hangs() -> None:
+def test_the_first_fault_is_not_held_up_by_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_handle, "CLOSE_SECONDS", 0.5)
     fns = [Maker(0, fault="raise"), Maker(1, fault="hang")]
     venv = WorkerTeamVecEnv(fns, 2, worker_timeout=60)
     venv.reset()
@@ -314,6 +316,7 @@ def test_seeds_of_restarts_are_new_every_time_and_reproducible() -> None:
         for _ in range(3):
             venv.step(faulty(0, 1))
             found += [venv.reset_infos[row]["seed"] for row in (0, 1)]
+            venv.reset()  # without a new seed the old one counts on
             venv.step(FINE)
         venv.close()
         return found

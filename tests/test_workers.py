@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 from worker_games import FaultyTeam, Maker, all_gone, is_running
@@ -189,6 +190,17 @@ def test_as_many_workers_as_processors_by_default() -> None:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert len(venv.worker_pids) == min(2, usable)
     venv.close()
+
+
+def test_a_forked_worker_does_not_keep_the_threads_of_its_parent() -> None:
+    before = th.get_num_threads()
+    th.set_num_threads(before + 1)
+    try:
+        venv = WorkerTeamVecEnv(makers(1), 1, start_method="fork")
+        assert venv.env_method("threads") == [("1", 1)]
+        venv.close()
+    finally:
+        th.set_num_threads(before)
 
 
 def test_each_worker_computes_with_one_thread_and_leaves_ctrl_c_to_the_parent(venv: WorkerTeamVecEnv) -> None:

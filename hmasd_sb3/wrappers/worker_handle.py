@@ -179,10 +179,10 @@ def collect(workers: Iterable[WorkerHandle], timeout: float, hasty: bool = False
     return answers
 
 
-def end_workers(workers: Iterable[WorkerHandle], patience: float = CLOSE_SECONDS) -> None:
+def end_workers(workers: Iterable[WorkerHandle], patience: float | None = None) -> None:
     """End processes: first by closing their pipes, then by SIGTERM, then by SIGKILL.
 
-    :param patience: seconds they may take to close their environments
+    :param patience: seconds they may take to close their environments; by default `CLOSE_SECONDS`
     """
     started = [worker for worker in workers if worker.process is not None]
     for worker in started:
@@ -190,7 +190,7 @@ def end_workers(workers: Iterable[WorkerHandle], patience: float = CLOSE_SECONDS
             worker.pipe.close()
             worker.pipe = None
         worker.due = False
-    _join(started, patience)
+    _join(started, CLOSE_SECONDS if patience is None else patience)
     for stop in ("terminate", "kill"):
         left = [worker for worker in started if worker.exit_code is None]
         for worker in left:
