@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .SHELLFLAGS := -eu -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-slow lint types
+.PHONY: help .venv jaxmarl demo test test-slow lint types
 
 help:  ## list what make can do
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@$(PIP_INSTALL) torch
 	@$(PIP_INSTALL) --editable '.[demo,mpe,test,dev]'
 	@touch $@
+
+jaxmarl: $(INSTALLED)  ## add JAX and JaxMARL to .venv (some 600 MB), for their games and tests
+	@echo "Installing JaxMARL into .venv; the first time takes some minutes ..."
+	@$(PIP_INSTALL) --editable '.[jaxmarl]'
 
 demo: $(INSTALLED)  ## train on AliceAndBob-v0 and show the result in runs/ (SEED=0, ARGS=...)
 	@$(BIN)/python -m hmasd_sb3.demo --seed $(SEED) $(ARGS)

@@ -5,22 +5,55 @@ from typing import Any
 
 import numpy as np
 import pytest
+import supersuit
 from contract import CASES, Case, amount, assert_same, legal_actions
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
-from hmasd_sb3.wrappers import as_team_env, make_team_vec_env
+from hmasd_sb3.wrappers import SuperSuitTeamVecEnv, as_team_env, make_team_vec_env
 
 # Games of others, in other versions.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
+FORK = {"start_method": "fork"}  # the quickest to start
 BACKENDS: dict[str, dict[str, Any]] = {
     "in this process": {"vec_env_cls": DummyVecEnv},
-    "worker processes": {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}},
+    "worker processes": {"n_workers": 2, "vec_env_kwargs": FORK},
+    "restartable workers": {"n_workers": 2, "restart_workers": True, "vec_env_kwargs": FORK},
+    "SubprocVecEnv": {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": FORK},
     "own vectorisation": {},
+    "SuperSuit": {},
+    "SuperSuit, processes": {"num_cpus": 2},
 }
-"""How many teams are run: arguments of make_team_vec_env."""
+"""How many teams are run: arguments of make_team_vec_env, or of SuperSuit's concat_vec_envs_v1."""
 
-RUNS = [(case, name) for case in CASES for name in BACKENDS if case.id or name != "own vectorisation"]
+NOT_FOR_SUPERSUIT = ("heterogeneous", "structured", "simple_speaker", "simple_adversary", "ant", "half cheetah")
+"""Beginnings of names: agents differ there, or the game has no ``render_mode``. Turn-based games are none for it either."""
+A_FEW = ("dying", "heterogeneous, mask in info", "pictures", "simple_spread")
+"""Games of each kind, for ways that start many processes or differ little from another."""
+
+
+def fits(case: Case, backend: str) -> bool:
+    """Whether this way of running many is for this game."""
+    if backend == "own vectorisation":
+        return bool(case.id)
+    if backend in ("restartable workers", "SubprocVecEnv", "SuperSuit, processes") and case.name not in A_FEW:
+        return False
+    return not backend.startswith("SuperSuit") or (not case.name.startswith(NOT_FOR_SUPERSUIT) and "AEC" not in case.name)
+
+
+RUNS = [(case, name) for case in CASES for name in BACKENDS if fits(case, name)]
+
+
+def make_many(case: Case, backend: str, n_rows: int) -> VecEnv:
+    """Teams with the seeds from 9 on."""
+    if backend.startswith("SuperSuit"):
+        rows = supersuit.pettingzoo_env_to_vec_env_v1(case.game())
+        venv: VecEnv = VecMonitor(SuperSuitTeamVecEnv(supersuit.concat_vec_envs_v1(rows, n_rows, **BACKENDS[backend])))
+        venv.seed(9)
+        return venv
+    if backend == "own vectorisation":
+        return make_team_vec_env(case.id, n_rows, seed=9, env_kwargs=case.kwargs)
+    return make_team_vec_env(case.game, n_rows, seed=9, **BACKENDS[backend])
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +64,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @amount
 @pytest.mark.parametrize(("case", "backend"), RUNS, ids=[f"{case.name}, {name}" for case, name in RUNS])
 def test_rows_are_teams_stepped_by_hand(case: Case, backend: str, times: int) -> None:
-    n_rows = 4 if times == 1 and (case.heavy or backend == "worker processes") else 32
+    many_processes = backend in ("SubprocVecEnv", "SuperSuit, processes")
+    n_rows = 4 if times == 1 and (case.heavy or many_processes) else 32
     teams = [as_team_env(case.game()) for _ in range(n_rows)]
-    source = case.id if backend == "own vectorisation" else case.game
-    kwargs = {"env_kwargs": case.kwargs} if source is case.id else {}
-    venv = make_team_vec_env(source, n_rows, seed=9, **kwargs, **BACKENDS[backend])
+    venv = make_many(case, backend, n_rows)
     try:
         compare(venv, teams, steps=max(12, case.steps // 6) * times)
     finally:
