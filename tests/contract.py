@@ -37,7 +37,7 @@ class Case:
     :param id: the Gymnasium id under which it also runs by its own vectorisation
     :param wrap: put around the game that was made
     :param steps: how many steps the quick checks play; the slow ones play ten times as many
-    :param heavy: whether copies are costly, so that the quick checks make 4 instead of 32
+    :param heavy: whether copies are costly, so that quick checks make 4 instead of 32, and slow ones no more steps
     :param api_fault: why PettingZoo's own test fails on the game itself
     :param ends: how episodes end within the slow checks' steps, under random actions: whether terminated
     """
@@ -299,7 +299,3 @@ class LegalTeam(TeamEnv):
         if self._masks.exist and self._actions.discrete:
             action = self._masks.legal.argmax(axis=1)
         return super().step(action)
-
-
-amount = pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)], ids=["short", "long"])
-"""Long versions of a check play ten times as many steps."""

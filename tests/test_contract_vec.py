@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import supersuit
-from contract import CASES, Case, amount, assert_same, legal_actions
+from contract import CASES, Case, assert_same, legal_actions
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
 from hmasd_sb3.wrappers import SuperSuitTeamVecEnv, as_team_env, make_team_vec_env
@@ -61,7 +61,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes a log into the working directory
 
 
-@amount
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)], ids=["short", "long"])
 @pytest.mark.parametrize(("case", "backend"), RUNS, ids=[f"{case.name}, {name}" for case, name in RUNS])
 def test_rows_are_teams_stepped_by_hand(case: Case, backend: str, times: int) -> None:
     many_processes = backend in ("SubprocVecEnv", "SuperSuit, processes")
@@ -69,7 +69,7 @@ def test_rows_are_teams_stepped_by_hand(case: Case, backend: str, times: int) ->
     teams = [as_team_env(case.game()) for _ in range(n_rows)]
     venv = make_many(case, backend, n_rows)
     try:
-        compare(venv, teams, steps=max(12, case.steps // 6) * times)
+        compare(venv, teams, steps=max(12, case.steps // 6) * (1 if case.heavy else times))
     finally:
         venv.close()
 
