@@ -7,6 +7,7 @@ from typing import Any
 import games
 import gymnasium as gym
 import numpy as np
+import pettingzoo
 import pytest
 from games import ContinuousGame, MaskedGame, TimeLimitGame
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -379,3 +380,21 @@ def test_a_factory_that_returns_one_game_twice_is_refused() -> None:
 def test_vec_env_kwargs_need_a_class() -> None:
     with pytest.raises(ValueError, match=r"\['start_method'\].*none was given"):
         make_team_vec_env(ID, 2, vec_env_kwargs={"start_method": "fork"})
+
+
+# ---- PettingZoo's own registry
+
+
+@pytest.mark.skipif(not hasattr(pettingzoo, "register"), reason="this PettingZoo has no registry")
+@pytest.mark.parametrize("kind", ["parallel", "aec"])
+@pytest.mark.parametrize("as_spec", [False, True])
+def test_ids_and_specs_of_pettingzoos_registry(kind: str, as_spec: bool, request: pytest.FixtureRequest) -> None:
+    make = TimeLimitGame if kind == "parallel" else lambda **kwargs: parallel_to_aec(TimeLimitGame(**kwargs))
+    pettingzoo.register(kind, "tiny/time_limit-v0", make)
+    request.addfinalizer(lambda: getattr(pettingzoo, f"{kind}_registry").pop("tiny/time_limit-v0"))
+    found = pettingzoo.spec(kind, "tiny/time_limit-v0") if as_spec else "tiny/time_limit-v0"
+    venv = make_team_vec_env(found, 2, env_kwargs={"n_agents": 3}, vec_env_cls=DummyVecEnv)
+    assert venv.observation_space["obs"].shape[0] == 3
+    if not as_spec:
+        with pytest.raises(ValueError, match="Did you mean 'tiny/time_limit-v0'"):
+            make_team_vec_env("tiny/time_limits-v0", 2)

@@ -7,7 +7,6 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from operator import attrgetter
 from types import ModuleType
 from typing import Any
@@ -49,8 +48,8 @@ def make_team_vec_env(
     A game that brings its own vectorisation (a ``vector_entry_point`` in its registration) is run by that, unless
     ``n_workers``, ``vec_env_cls``, ``wrappers`` or ``team_kwargs`` ask for single environments.
 
-    :param env: a registered Gymnasium id (``"AliceAndBob-v0"``) or its spec; the id of a parallel game registered with
-        PettingZoo (``"butterfly/pistonball-v6"``); a function that makes a PettingZoo
+    :param env: a registered Gymnasium id (``"AliceAndBob-v0"``) or PettingZoo id (``"butterfly/pistonball-v6"``), or the
+        spec of one; a function that makes a PettingZoo
         ``ParallelEnv``, a parallelisable ``AECEnv`` or a Gymnasium team environment; or the place of such a function,
         ``"package.module:function"``
     :param n_envs: number of teams
@@ -178,6 +177,8 @@ def _find(env: Any) -> EnvSpec | Factory:
         return _find_place(env) if ":" in env else _find_id(env)
     if isinstance(env, EnvSpec):
         return env
+    if isinstance(env, getattr(pettingzoo, "EnvSpec", ())):
+        return getattr(env, "make")  # type: ignore[no-any-return]  # noqa: B009  (a class that older releases lack)
     if isinstance(env, (ParallelEnv, AECEnv, gym.Env, gym.vector.VectorEnv, VecEnv)):
         raise TypeError(
             f"env is a {type(env).__name__} that exists already, but several independent copies are needed. "
@@ -197,16 +198,20 @@ def _find_id(env_id: str) -> EnvSpec | Factory:
     try:
         return gym.spec(env_id)
     except gym.error.Error as error:
-        # PettingZoo has had a registry of its own since 1.27.
-        parallel_games = getattr(pettingzoo, "parallel_registry", {})
-        if env_id in parallel_games:
-            return partial(pettingzoo.make, "parallel", env_id)
-        near = difflib.get_close_matches(env_id, [*registry, *parallel_games], n=3, cutoff=0.4)
+        games = _pettingzoo_games()
+        if env_id in games:
+            return games[env_id].make  # type: ignore[no-any-return]
+        near = difflib.get_close_matches(env_id, [*registry, *games], n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else f"Registered: {sorted(registry)}."
         raise ValueError(
-            f"{env_id!r} is registered neither with Gymnasium nor as a parallel game with PettingZoo. {hint} Import the "
+            f"{env_id!r} is registered neither with Gymnasium nor with PettingZoo. {hint} Import the "
             "package that registers it first, or name a function as 'package.module:function'."
         ) from error
+
+
+def _pettingzoo_games() -> dict[str, Any]:
+    """The games registered with PettingZoo, which has had a registry since 1.27, by id; parallel ones come first."""
+    return {**getattr(pettingzoo, "aec_registry", {}), **getattr(pettingzoo, "parallel_registry", {})}
 
 
 def _find_place(place: str) -> EnvSpec | Factory:
