@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from teams import FAST, make_model, parameters_of, random_team_vec_env
 
 from hmasd_sb3 import HMASD
-from hmasd_sb3.policies import TeamSpaceError
+from hmasd_sb3.policies import HMASDPolicy, TeamSpaceError
 from hmasd_sb3.policies.features import Features
 
 SETTINGS: dict[str, Any] = {
@@ -90,8 +90,8 @@ def test_every_network_has_its_own_extractor() -> None:
     names = {name for name, _ in make().policy.named_parameters() if "extractor" in name}
     owners = {name.split(".extractor")[0] for name in names}
     assert owners == {
-        "coordinator.embed_state.0",
-        "coordinator.embed_obs.0",
+        "coordinator.state_features",
+        "coordinator.obs_features",
         "actor.features",
         "critic.features",
         "discriminators.state_features",
@@ -169,4 +169,18 @@ def test_an_extractor_of_ones_own_reads_vectors_too() -> None:
     assert float(model.policy.actor.features.extractor.scale) == 3.0
     model.learn(100)
     assert float(model.policy.actor.features.extractor.scale) != 3.0
-    assert float(model.policy.coordinator.embed_obs[0].extractor.scale) != 3.0
+    assert float(model.policy.coordinator.obs_features.extractor.scale) != 3.0
+
+
+def test_policy_kwargs_are_handed_on_past_a_mixin() -> None:
+    class Mixin:
+        pass
+
+    class Own(Mixin, HMASDPolicy):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    model = HMASD(Own, random_team_vec_env(2), **{**FAST, "policy_kwargs": {"hidden_size": 8}})
+    assert model.policy.hidden_size == 8
+    with pytest.raises(ValueError, match="Did you mean 'hidden_size'"):
+        HMASD(Own, random_team_vec_env(2), policy_kwargs={"hidden_siz": 8})
