@@ -123,7 +123,7 @@ def _fill_low_level(
         return values if present is None else with_absent_filled(values, present)
 
     present = buffer.present
-    state = to_float(tensor(buffer.observations["state"])).flatten(2)
+    state = tensor(buffer.observations["state"]).flatten(2)
     team_skill, agent_skills = tensor(buffer.team_skill), tensor(buffer.agent_skills)
     values, before, after = critic.rollout(state[:-1], team_skill, agent_skills, critic_hidden, tensor(buffer.episode_starts))
     buffer.value_outputs[:] = values.cpu().numpy()

@@ -17,8 +17,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from teams import FAST, make_model, parameters_of, random_team_vec_env
 
 from hmasd_sb3 import HMASD
+from hmasd_sb3.normalization import InputScaler
 from hmasd_sb3.policies import HMASDPolicy, TeamSpaceError
 from hmasd_sb3.policies.features import Features
+from hmasd_sb3.rollouts import evaluate_rollout
 
 SETTINGS: dict[str, Any] = {
     **FAST,
@@ -184,3 +186,35 @@ def test_policy_kwargs_are_handed_on_past_a_mixin() -> None:
     assert model.policy.hidden_size == 8
     with pytest.raises(ValueError, match="Did you mean 'hidden_size'"):
         HMASD(Own, random_team_vec_env(2), policy_kwargs={"hidden_siz": 8})
+
+
+def counting(forward: Any, rows: list[int]) -> Any:
+    """The same function, noting how many rows it is given."""
+
+    def count(self: Any, inputs: th.Tensor) -> th.Tensor:
+        rows.append(len(inputs))
+        return forward(self, inputs)
+
+    return count
+
+
+def test_a_rollout_of_pictures_is_never_floats_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As floats it would be four times as large, several times over: gigabytes for an ordinary rollout."""
+    monkeypatch.setattr("hmasd_sb3.policies.features._ROWS_AT_ONCE", 8)
+    model = make()
+    rows: dict[str, list[int]] = {}
+    for name, network in (("critic", model.policy.critic.features), ("q_d", model.policy.discriminators.obs_features)):
+        rows[name] = []
+        network.extractor.register_forward_pre_hook(lambda _, inputs, name=name: rows[name].append(len(inputs[0])))
+    _, callback = model._setup_learn(100)
+    buffer = model.rollout_buffer
+    model.collect_rollouts(model.env, callback, buffer, buffer.n_steps)
+    buffer.finish(model._last_obs)
+    pairs = buffer.discriminator_data()
+    assert pairs.obs.dtype == pairs.state.dtype == th.uint8
+    prepared: list[int] = []
+    monkeypatch.setattr("hmasd_sb3.normalization.InputScaler.forward", counting(InputScaler.forward, prepared))
+    evaluate_rollout(model.policy, buffer, model._critic_hidden, model._return_settings())
+    assert sum(rows["q_d"]) == 8 * 2 * 2
+    assert max(prepared) == 8
+    assert max(rows["q_d"]) == max(rows["critic"]) == 8
