@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv
 from teams import FAST, make_model, parameters_of, random_team_vec_env
 
@@ -121,6 +121,15 @@ def test_pictures_get_their_shape_and_channels_back() -> None:
     with th.no_grad():
         in_parts = last(many)
     th.testing.assert_close(in_parts, last(many))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((84, 84, 96), 96), ((60, 40, 40), 60), ((84, 84, 3), 3), ((3, 84, 84), 3), ((36, 40, 3), 3), ((3, 36, 40), 3)],
+)
+def test_channels_are_found_even_where_many_agents_pictures_are_joined(shape: tuple[int, ...], channels: int) -> None:
+    features = Features(spaces.Box(0, 255, shape, np.uint8), NatureCNN)
+    assert features.extractor.cnn[0].in_channels == channels
 
 
 def test_each_agent_reads_its_own_picture() -> None:

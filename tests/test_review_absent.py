@@ -87,3 +87,19 @@ def test_the_assignment_before_a_lost_one_is_followed_by_its_value_alone() -> No
         checked += 1
     assert checked > 3
     assert np.abs(values[buffer.assigned]).max() > 0.1
+
+
+class LosingTeam(RandomTeam):
+    """Reports a lost step as the end of the episode, without the word that it was cut off."""
+
+    def step(self, action: np.ndarray) -> Any:
+        *rest, _, info = super().step(action)
+        return rest[0], rest[1], "transition_lost" in info, False, info
+
+
+def test_a_lost_step_never_ends_an_episode_by_the_rules() -> None:
+    model = HMASD("MlpPolicy", DummyVecEnv([lambda: LosingTeam(p_lost=0.3, **ENDLESS)]), **FAST, skill_timeout_bootstrap=True)
+    buffer, _ = evaluated(model)
+    assert buffer.lost.any()
+    np.testing.assert_array_equal(buffer.truncated, buffer.lost)
+    assert not buffer.terminated.any()

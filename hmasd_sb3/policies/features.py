@@ -78,11 +78,19 @@ class Features(nn.Module):
         if len(space.shape) == 2:
             self.shape = (1, *space.shape)
             return spaces.Box(0, 255, self.shape, np.uint8)
-        if is_image_space_channels_first(space):
+        if _channels_come_first(space):
             return spaces.Box(0, 255, space.shape, np.uint8)
         self.channels_last = True
         height, width, channels = space.shape
         return spaces.Box(0, 255, (channels, height, width), np.uint8)
+
+
+def _channels_come_first(space: spaces.Box) -> bool:
+    """SB3 takes the shortest axis for the channels, but the joined pictures of many agents have more of them than pixels."""
+    first, middle, last = space.shape
+    if (first == middle) != (middle == last):  # two equal axes are those of a square picture
+        return bool(middle == last)
+    return is_image_space_channels_first(space)
 
 
 def is_picture(space: spaces.Space[Any]) -> bool:
