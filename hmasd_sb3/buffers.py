@@ -353,8 +353,8 @@ class SkillRolloutBuffer:
         obs = self.flat_tensor(self.successors(self.discriminator_key("obs")))
         pairs = self._weights(self.counting_pairs())
         return DiscriminatorBatch(
-            state.flatten(1).to(th.float32),
-            obs.flatten(2).to(th.float32),
+            state.flatten(1),
+            obs.flatten(2),
             self.flat_tensor(self.team_skill),
             self.flat_tensor(self.agent_skills),
             self._weights(~self.lost) if self.lost.any() else None,

@@ -146,8 +146,9 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         if dones.any():
             self._update_info_buffer(infos, dones)
             for env_index in np.flatnonzero(dones).tolist():
-                truncated[env_index] = bool(infos[env_index].get("TimeLimit.truncated", False))
                 lost[env_index] = bool(infos[env_index].get("transition_lost", False))
+                # Nobody knows how an episode went on that was lost, so it has not come to its end.
+                truncated[env_index] = lost[env_index] or bool(infos[env_index].get("TimeLimit.truncated", False))
                 last = infos[env_index].get("terminal_observation")
                 if last is not None:
                     check_transition(

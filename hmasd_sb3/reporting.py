@@ -62,7 +62,8 @@ def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer) -> dict[str, f
     frequent skill would reach (for agents: the most frequent under the running team skill, which q_d is told).
     ``agent_worst_accuracy`` is that of the individual skill recognised least. ``team_skill_information`` is the mutual
     information between Z and the agents' skills in nats (0: Z is inert, at most ln n_Z). ``redundancy`` is the share of
-    agent pairs given one skill.
+    agent pairs given one skill. Where nothing happened that skills could be recognised by, only ``team_skill_information``
+    is given, if anything.
     """
     with th.no_grad():
         pairs = buffer.discriminator_data()

@@ -75,8 +75,8 @@ def _fill_agent_rewards(
     shape = buffer.rewards.shape
     team = team_log_probs.cpu().numpy().reshape(shape)
     agents = agent_log_probs.cpu().numpy().reshape(*shape, -1)
-    counts = buffer.counting_pairs()
-    mean_agents = agents.mean() if counts is None else agents[counts].mean() if counts.any() else 0.0
+    counts, known = buffer.counting_pairs(), ~buffer.lost
+    mean_agents = _mean(agents if counts is None else agents[counts])
     if counts is not None:
         agents = with_absent_filled(agents, counts, otherwise=-np.log(policy.n_agent_skills))
     buffer.agent_rewards[:] = intrinsic_rewards(
@@ -88,10 +88,15 @@ def _fill_agent_rewards(
         settings.agent_diversity_coef,
     )
     return RewardStats(
-        settings.team_reward_coef * float(buffer.rewards[~buffer.lost].mean()) if not buffer.lost.all() else 0.0,
-        settings.team_diversity_coef * float(team.mean()),
-        settings.agent_diversity_coef * float(mean_agents),
+        settings.team_reward_coef * _mean(buffer.rewards[known]),
+        settings.team_diversity_coef * _mean(team[known]),
+        settings.agent_diversity_coef * mean_agents,
     )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what counts, 0 if nothing does."""
+    return float(values.mean()) if values.size else 0.0
 
 
 def _fill_low_level(
@@ -118,7 +123,7 @@ def _fill_low_level(
         return values if present is None else with_absent_filled(values, present)
 
     present = buffer.present
-    state = to_float(tensor(buffer.observations["state"])).flatten(2)
+    state = tensor(buffer.observations["state"]).flatten(2)
     team_skill, agent_skills = tensor(buffer.team_skill), tensor(buffer.agent_skills)
     values, before, after = critic.rollout(state[:-1], team_skill, agent_skills, critic_hidden, tensor(buffer.episode_starts))
     buffer.value_outputs[:] = values.cpu().numpy()
@@ -180,6 +185,8 @@ def _fill_high_level(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings: 
         end_values[steps, envs] = _in_reward_units(norm, _skill_value_outputs(policy, last_state, last_obs, there), there)
     trace_ends = buffer.episode_ends.copy()
     trace_ends[-1] = True
+    # An assignment whose outcome was lost has no advantage that those before it could look at.
+    trace_ends[:-1] |= (buffer.lost & assigned)[1:]
     raw = segment_advantages(
         np.where(buffer.lost, np.float32(0.0), buffer.rewards),
         values,

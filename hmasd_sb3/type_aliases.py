@@ -158,9 +158,9 @@ class DiscriminatorBatch(NamedTuple):
     """State-skill pairs: what a skill led to, and which skill it was."""
 
     state: th.Tensor
-    """(R, D'), successor state as the discriminators see it."""
+    """(R, D'), successor state as the discriminators see it, in the type it is stored in."""
     obs: th.Tensor
-    """(R, N, D), successor observations as the discriminators see them."""
+    """(R, N, D), successor observations as the discriminators see them, in the type they are stored in."""
     team_skill: th.Tensor
     """(R,) int64."""
     agent_skills: th.Tensor

@@ -112,7 +112,9 @@ def check_policy_kwargs(policy_class: type, policy_kwargs: dict[str, Any] | None
     :raises ValueError: naming the argument and the nearest valid one
     """
     names: set[str] = set()
-    for cls in policy_class.__mro__:  # a class with **kwargs hands them on to the next one
+    for cls in policy_class.__mro__:  # a class with **kwargs hands them on to the next one that has an __init__
+        if "__init__" not in vars(cls):
+            continue
         parameters = inspect.signature(cls).parameters.values()
         names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):

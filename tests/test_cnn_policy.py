@@ -12,13 +12,15 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv
 from teams import FAST, make_model, parameters_of, random_team_vec_env
 
 from hmasd_sb3 import HMASD
-from hmasd_sb3.policies import TeamSpaceError
+from hmasd_sb3.normalization import InputScaler
+from hmasd_sb3.policies import HMASDPolicy, TeamSpaceError
 from hmasd_sb3.policies.features import Features
+from hmasd_sb3.rollouts import evaluate_rollout
 
 SETTINGS: dict[str, Any] = {
     **FAST,
@@ -90,8 +92,8 @@ def test_every_network_has_its_own_extractor() -> None:
     names = {name for name, _ in make().policy.named_parameters() if "extractor" in name}
     owners = {name.split(".extractor")[0] for name in names}
     assert owners == {
-        "coordinator.embed_state.0",
-        "coordinator.embed_obs.0",
+        "coordinator.state_features",
+        "coordinator.obs_features",
         "actor.features",
         "critic.features",
         "discriminators.state_features",
@@ -119,6 +121,15 @@ def test_pictures_get_their_shape_and_channels_back() -> None:
     with th.no_grad():
         in_parts = last(many)
     th.testing.assert_close(in_parts, last(many))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((84, 84, 96), 96), ((60, 40, 40), 60), ((84, 84, 3), 3), ((3, 84, 84), 3), ((36, 40, 3), 3), ((3, 36, 40), 3)],
+)
+def test_channels_are_found_even_where_many_agents_pictures_are_joined(shape: tuple[int, ...], channels: int) -> None:
+    features = Features(spaces.Box(0, 255, shape, np.uint8), NatureCNN)
+    assert features.extractor.cnn[0].in_channels == channels
 
 
 def test_each_agent_reads_its_own_picture() -> None:
@@ -169,4 +180,50 @@ def test_an_extractor_of_ones_own_reads_vectors_too() -> None:
     assert float(model.policy.actor.features.extractor.scale) == 3.0
     model.learn(100)
     assert float(model.policy.actor.features.extractor.scale) != 3.0
-    assert float(model.policy.coordinator.embed_obs[0].extractor.scale) != 3.0
+    assert float(model.policy.coordinator.obs_features.extractor.scale) != 3.0
+
+
+def test_policy_kwargs_are_handed_on_past_a_mixin() -> None:
+    class Mixin:
+        pass
+
+    class Own(Mixin, HMASDPolicy):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    model = HMASD(Own, random_team_vec_env(2), **{**FAST, "policy_kwargs": {"hidden_size": 8}})
+    assert model.policy.hidden_size == 8
+    with pytest.raises(ValueError, match="Did you mean 'hidden_size'"):
+        HMASD(Own, random_team_vec_env(2), policy_kwargs={"hidden_siz": 8})
+
+
+def counting(forward: Any, rows: list[int]) -> Any:
+    """The same function, noting how many rows it is given."""
+
+    def count(self: Any, inputs: th.Tensor) -> th.Tensor:
+        rows.append(len(inputs))
+        return forward(self, inputs)
+
+    return count
+
+
+def test_a_rollout_of_pictures_is_never_floats_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As floats it would be four times as large, several times over: gigabytes for an ordinary rollout."""
+    monkeypatch.setattr("hmasd_sb3.policies.features._ROWS_AT_ONCE", 8)
+    model = make()
+    rows: dict[str, list[int]] = {}
+    for name, network in (("critic", model.policy.critic.features), ("q_d", model.policy.discriminators.obs_features)):
+        rows[name] = []
+        network.extractor.register_forward_pre_hook(lambda _, inputs, name=name: rows[name].append(len(inputs[0])))
+    _, callback = model._setup_learn(100)
+    buffer = model.rollout_buffer
+    model.collect_rollouts(model.env, callback, buffer, buffer.n_steps)
+    buffer.finish(model._last_obs)
+    pairs = buffer.discriminator_data()
+    assert pairs.obs.dtype == pairs.state.dtype == th.uint8
+    prepared: list[int] = []
+    monkeypatch.setattr("hmasd_sb3.normalization.InputScaler.forward", counting(InputScaler.forward, prepared))
+    evaluate_rollout(model.policy, buffer, model._critic_hidden, model._return_settings())
+    assert sum(rows["q_d"]) == 8 * 2 * 2
+    assert max(prepared) == 8
+    assert max(rows["q_d"]) == max(rows["critic"]) == 8

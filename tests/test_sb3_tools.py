@@ -207,3 +207,10 @@ def test_pictures_keep_their_agents_and_are_scaled():
 def test_registered_games_named_by_place_and_by_id():
     for name in ("AliceAndBob-v0", "hmasd_sb3.envs.alice_and_bob:parallel_env"):
         assert HMASD("MlpPolicy", name, n_steps=8, device="cpu").n_envs == 1
+
+
+def test_models_saved_by_the_first_release_can_be_loaded():
+    """What loading asks for: parameters of the same names in the same order, as the optimizers hold them in one vector."""
+    names = [name for name, _ in make_model().policy.coordinator.named_parameters()]
+    assert names[1:5] == ["embed_state.0.weight", "embed_state.0.bias", "embed_obs.0.weight", "embed_obs.0.bias"]
+    assert not [name for name in names if "features" in name or "absent" in name]

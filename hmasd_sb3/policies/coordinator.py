@@ -156,9 +156,9 @@ class TransformerCoordinator(SkillCoordinator):
         n_blocks: int = 1,
     ) -> None:
         super().__init__(spec, n_team_skills, n_agent_skills)
-        state_features, obs_features = spec.state_features(), spec.obs_features()
-        self.embed_state = nn.Sequential(state_features, linear(state_features.dim, hidden_size), nn.GELU())
-        self.embed_obs = nn.Sequential(obs_features, linear(obs_features.dim, hidden_size), nn.GELU())
+        self.state_features, self.obs_features = spec.state_features(), spec.obs_features()
+        self.embed_state = nn.Sequential(linear(self.state_features.dim, hidden_size), nn.GELU())
+        self.embed_obs = nn.Sequential(linear(self.obs_features.dim, hidden_size), nn.GELU())
         self.norm_tokens = nn.LayerNorm(hidden_size)
         self.encoder = nn.ModuleList(_EncoderBlock(hidden_size, n_heads) for _ in range(n_blocks))
         self.value_head = nn.Sequential(
@@ -182,8 +182,8 @@ class TransformerCoordinator(SkillCoordinator):
 
     def _encode(self, state: th.Tensor, obs: th.Tensor, agent_mask: th.Tensor | None) -> th.Tensor:
         """(R, S), (R, N, O) -> (R, 1+N, W)."""
-        seen = _where_present(agent_mask, self.embed_obs(obs), self.absent_obs)
-        tokens: th.Tensor = th.cat([self.embed_state(state).unsqueeze(1), seen], dim=1)
+        seen = _where_present(agent_mask, self.embed_obs(self.obs_features(obs)), self.absent_obs)
+        tokens: th.Tensor = th.cat([self.embed_state(self.state_features(state)).unsqueeze(1), seen], dim=1)
         tokens = self.norm_tokens(tokens)
         for block in self.encoder:
             tokens = block(tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -70,12 +71,15 @@ class SkillDiscriminators(nn.Module):
 
         :param noise: standard deviation of Gaussian noise on the scaled inputs (for training only)
         """
-        scaled_state, scaled_obs = self.state_scaler(state), self.obs_scaler(obs)
-        if noise > 0.0:
-            scaled_state = scaled_state + noise * th.randn_like(scaled_state)
-            scaled_obs = scaled_obs + noise * th.randn_like(scaled_obs)
-        given = one_hot(team_skill, self.n_team_skills).unsqueeze(-2).expand(*scaled_obs.shape[:-1], -1)
-        return self.team(self.state_features(scaled_state)), self.agent(th.cat([self.obs_features(scaled_obs), given], dim=-1))
+
+        def scaled(scaler: InputScaler, inputs: th.Tensor) -> th.Tensor:
+            clean: th.Tensor = scaler(inputs)
+            return clean + noise * th.randn_like(clean) if noise > 0.0 else clean
+
+        state_features = self.state_features(state, partial(scaled, self.state_scaler))
+        obs_features = self.obs_features(obs, partial(scaled, self.obs_scaler))
+        given = one_hot(team_skill, self.n_team_skills).unsqueeze(-2).expand(*obs_features.shape[:-1], -1)
+        return self.team(state_features), self.agent(th.cat([obs_features, given], dim=-1))
 
     def log_probs(self, batch: DiscriminatorBatch) -> tuple[th.Tensor, th.Tensor]:
         """log q_D(Z | s) (R,) and log q_d(z^i | o^i, Z) (R, N)."""

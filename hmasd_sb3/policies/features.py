@@ -5,6 +5,7 @@ Between rooms, observations and states travel as flat rows; here, and only here,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from hmasd_sb3.normalization import to_float
+
 _ROWS_AT_ONCE = 1024
-"""Rows per pass where no gradient is wanted: a whole rollout of pictures would need gigabytes of activations."""
+"""Rows per pass where no gradient is wanted: a whole rollout of pictures would need gigabytes as floats."""
 
 
 class Features(nn.Module):
@@ -51,31 +54,43 @@ class Features(nn.Module):
             ) from error
         self.dim = self.extractor.features_dim
 
-    def forward(self, inputs: th.Tensor) -> th.Tensor:
-        """See class."""
+    def forward(self, inputs: th.Tensor, prepare: Callable[[th.Tensor], th.Tensor] = to_float) -> th.Tensor:
+        """See class.
+
+        :param inputs: (..., D), pictures as bytes for as long as possible
+        :param prepare: what makes of rows (R, D) the numbers to compute in
+        """
         if self.extractor is None:
-            return inputs
-        leading = inputs.shape[:-1]
-        rows = inputs.reshape(-1, *self.shape)
-        if self.channels_last:
-            rows = rows.movedim(-1, 1)
-        if th.is_grad_enabled() or len(rows) <= _ROWS_AT_ONCE:
-            features = self.extractor(rows)
-        else:
-            parts = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
-            features = th.cat([self.extractor(part) for part in parts])
-        return features.reshape(*leading, self.dim)  # type: ignore[no-any-return]
+            return prepare(inputs)
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        parts = (rows,) if th.is_grad_enabled() else th.split(rows, _ROWS_AT_ONCE)
+        features = th.cat([self._extract(prepare(part)) for part in parts])
+        return features.reshape(*inputs.shape[:-1], self.dim)
+
+    def _extract(self, rows: th.Tensor) -> th.Tensor:
+        """(R, D) -> (R, F)."""
+        assert self.extractor is not None
+        shaped = rows.reshape(-1, *self.shape)
+        return self.extractor(shaped.movedim(-1, 1) if self.channels_last else shaped)  # type: ignore[no-any-return]
 
     def _channels_first(self, space: spaces.Box) -> spaces.Box:
         """The picture as SB3's extractors want it: (C, H, W), bytes (what arrives is scaled to [0, 1] already)."""
         if len(space.shape) == 2:
             self.shape = (1, *space.shape)
             return spaces.Box(0, 255, self.shape, np.uint8)
-        if is_image_space_channels_first(space):
+        if _channels_come_first(space):
             return spaces.Box(0, 255, space.shape, np.uint8)
         self.channels_last = True
         height, width, channels = space.shape
         return spaces.Box(0, 255, (channels, height, width), np.uint8)
+
+
+def _channels_come_first(space: spaces.Box) -> bool:
+    """SB3 takes the shortest axis for the channels, but the joined pictures of many agents have more of them than pixels."""
+    first, middle, last = space.shape
+    if (first == middle) != (middle == last):  # two equal axes are those of a square picture
+        return bool(middle == last)
+    return is_image_space_channels_first(space)
 
 
 def is_picture(space: spaces.Space[Any]) -> bool:

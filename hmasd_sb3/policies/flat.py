@@ -53,7 +53,7 @@ class FlatOptimizer:
         self.optimizer = optimizer_class([self.vector], lr=learning_rate, **optimizer_kwargs)  # type: ignore[call-arg]
 
     def step(self, loss: th.Tensor, max_grad_norm: float) -> float:
-        """Backpropagate ``loss``, clip the gradient's norm and step.
+        """Backpropagate ``loss``, clip the gradient's norm and step; a gradient of zero moves nothing.
 
         :return: gradient norm before clipping
         :raises NonFiniteError: when loss or gradient is NaN or infinite; parameters are left as they were
@@ -68,6 +68,8 @@ class FlatOptimizer:
                 f"The {self.name}'s loss is {loss_value} and its gradient norm {norm}. Parameters were left unchanged. "
                 "Lower the learning rate or max_grad_norm, and check the scale of rewards and observations."
             )
+        if norm == 0.0:
+            return norm  # nothing counted; momentum would move the parameters all the same
         if norm > max_grad_norm:
             self.gradient.mul_(max_grad_norm / (norm + 1e-6))
         self.optimizer.step()

@@ -45,7 +45,8 @@ class HMASDPolicy(BasePolicy):
     :param coordinator_class: see :class:`~hmasd_sb3.policies.coordinator.SkillCoordinator`
     :param coordinator_kwargs: e.g. ``n_heads``, ``n_blocks``
     :param features_extractor_class: SB3 feature extractor, applied to each agent's observation, and to the state if that is
-        a picture; every network has its own. None: inputs as they are
+        a picture; every network has its own. None: inputs as they are. What has two or three axes per agent is a picture,
+        and is given to it with its channels first (one channel if there are two axes)
     :param features_extractor_kwargs: its arguments
     :param optimizer_class: element-wise optimizer, used once per network
     :param optimizer_kwargs: its arguments; Adam's epsilon defaults to 1e-5
