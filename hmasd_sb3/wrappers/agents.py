@@ -13,7 +13,15 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from hmasd_sb3.wrappers.team_spaces import INNER_MASK, INNER_OBS, box_between, checked_array, float_for_double, with_zero
+from hmasd_sb3.wrappers.team_spaces import (
+    INNER_MASK,
+    INNER_OBS,
+    box_between,
+    checked_array,
+    float_for_double,
+    rows_of,
+    with_zero,
+)
 
 _FLATTENED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -66,7 +74,7 @@ class AgentObservations:
         :raises ValueError: if one of them is missing or is not what its space says
         """
         out = np.zeros(self.space.shape, dtype=self._dtype)
-        for index in np.flatnonzero(present).tolist():
+        for index in rows_of(present):
             agent = self._agents[index]
             if agent not in observations:
                 raise ValueError(
@@ -158,7 +166,7 @@ class AgentActions:
         array = np.asarray(action)
         if array.shape != self.space.shape:
             raise ValueError(f"a team's action must have the shape {self.space.shape}; got {array.shape}")
-        rows = np.flatnonzero(present).tolist()
+        rows = rows_of(present)
         if not self.discrete:
             if array.dtype.kind not in "fiu":
                 raise ValueError(f"a team's action must be numbers; got {array.dtype}")

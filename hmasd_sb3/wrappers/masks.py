@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from hmasd_sb3.wrappers.agents import AgentActions, AgentObservations
-from hmasd_sb3.wrappers.team_spaces import INNER_MASK, checked_array
+from hmasd_sb3.wrappers.team_spaces import INNER_MASK, checked_array, rows_of
 
 
 class ActionMasks:
@@ -64,7 +64,7 @@ class ActionMasks:
                 self.legal = np.where(present[:, None], self._own, np.int8(1))
             return self.legal
         self.legal = np.ones_like(self._own)
-        for row in np.flatnonzero(present).tolist():
+        for row in rows_of(present):
             self.legal[row] = self._own[row]
             agent, size = self._agents[row], self._sizes[row]
             source = observations[agent] if self._in_obs else infos.get(agent) or {}
@@ -88,7 +88,7 @@ class ActionMasks:
                 )
 
     def _infos_hold_masks(self, infos: Mapping[Any, Any], present: NDArray[np.bool_]) -> bool:
-        there = [self._agents[row] for row in np.flatnonzero(present).tolist()]
+        there = [self._agents[row] for row in rows_of(present)]
         without = [agent for agent in there if INNER_MASK not in (infos.get(agent) or {})]
         if len(without) == len(there):
             return False

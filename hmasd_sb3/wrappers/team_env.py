@@ -25,6 +25,7 @@ from hmasd_sb3.wrappers.team_spaces import (
     DISCRIMINATOR_STATE,
     OBS,
     STATE,
+    rows_of,
 )
 from hmasd_sb3.wrappers.views import DiscriminatorViews, StateRule, StateView
 
@@ -161,7 +162,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
             self._check_same_agents(acted, present)
         if last:
             self._running = False
-            terminated = all(terminations[self.possible_agents[row]] for row in np.flatnonzero(acted))
+            terminated = all(terminations[self.possible_agents[row]] for row in rows_of(acted))
         self._present = present
         return (
             self._team_observation(observations, infos, acted if last else present, last),
@@ -277,7 +278,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
     def _check_ends_reported(
         self, acted: NDArray[np.bool_], terminations: Mapping[Any, bool], truncations: Mapping[Any, bool]
     ) -> None:
-        for row in np.flatnonzero(acted).tolist():
+        for row in rows_of(acted):
             agent = self.possible_agents[row]
             if agent not in terminations or agent not in truncations:
                 raise ValueError(
@@ -294,8 +295,8 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         """Refuse a change of agents where there may be none."""
         if (before == now).all():
             return
-        gone = [self.possible_agents[row] for row in np.flatnonzero(before & ~now)]
-        come = [self.possible_agents[row] for row in np.flatnonzero(now & ~before)]
+        gone = [self.possible_agents[row] for row in rows_of(before & ~now)]
+        come = [self.possible_agents[row] for row in rows_of(now & ~before)]
         raise ValueError(
             f"this game's agents were said to stay (by agent_mask=False or metadata['fixed_agents']), but {gone} left and "
             f"{come} joined before the end of the team's episode. Use TeamEnv(game, agent_mask=True), or "
@@ -305,7 +306,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
     # ---- at each step
 
     def _team_reward(self, acted: NDArray[np.bool_], rewards: Mapping[Any, float]) -> float:
-        for row in np.flatnonzero(acted).tolist():
+        for row in rows_of(acted):
             if self.possible_agents[row] not in rewards:
                 raise ValueError(
                     f"the game returned no reward for {self.possible_agents[row]!r}; give 0.0 where there is none."

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pettingzoo import ParallelEnv
 from stable_baselines3.common.preprocessing import is_image_space_channels_first
 
-from hmasd_sb3.wrappers.team_spaces import checked_array, flat_float_box, stacked_box, unbounded_box, with_zero
+from hmasd_sb3.wrappers.team_spaces import checked_array, flat_float_box, rows_of, stacked_box, unbounded_box, with_zero
 
 StateRule = Literal["joined"] | Callable[[Any], Any] | None
 
@@ -54,7 +54,7 @@ class StateView:
         assert dtype is not None
         value = self._read(self._game)
         # A copy even if nothing has to be converted: games may return the array they go on writing to.
-        return checked_array(value if len(shape) > 1 else np.ravel(value), shape, dtype, self._source).copy()
+        return checked_array(value if len(shape) > 1 else np.asarray(value).ravel(), shape, dtype, self._source).copy()
 
     def _first_value(self) -> Any:
         if self._read is not None:
@@ -98,15 +98,15 @@ class DiscriminatorViews:
         """(N, D), zeros for agents that are not there."""
         assert self.obs_space is not None
         out = np.zeros(self.obs_space.shape, dtype=np.float32)
-        for row in np.flatnonzero(present).tolist():
-            value = np.ravel(self._game.discriminator_obs(self._agents[row]))
+        for row in rows_of(present):
+            value = np.asarray(self._game.discriminator_obs(self._agents[row])).ravel()
             out[row] = checked_array(value, out.shape[1:], out.dtype, "discriminator_obs(agent)")
         return out
 
     def read_state(self) -> NDArray[np.float32]:
         """(D',)."""
         assert self.state_space is not None
-        value = np.ravel(self._game.discriminator_state())
+        value = np.asarray(self._game.discriminator_state()).ravel()
         return checked_array(value, self.state_space.shape, np.dtype(np.float32), "discriminator_state()").copy()
 
     def _agent_space(self) -> spaces.Box:
