@@ -166,8 +166,9 @@ def with_absent_filled(values: Array, present: Array, otherwise: Array | float |
 
     A team's reward goes on after an agent has left it, and so does the return of what that agent did before. From then on
     it is given the others' mean reward and the others' mean value, which fit each other: if each present agent's values
-    satisfy :math:`V^i(s) = E[r^i + \gamma V^i(s')]`, so do their means. Leaving is neither rewarded nor punished, and no
-    network is asked about a state in which it never acted.
+    satisfy :math:`V^i(s) = E[r^i + \gamma V^i(s')]`, so do their means, as long as both sides of a step are means over
+    those who were there before it. Leaving is neither rewarded nor punished, and no network is asked about a state in
+    which it never acted.
 
     :param values: (..., N)
     :param present: (..., N) bool

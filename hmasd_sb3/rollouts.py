@@ -143,6 +143,8 @@ def _fill_low_level(
             critic.step(last_states, team_skill[steps, envs], agent_skills[steps, envs], after[steps, envs])
         )
         next_values[steps, envs] = for_absent_too(last_values, None if present is None else _last_present(cut_off))
+    # What follows an absent agent's step is what follows the others': the value of one who joins is no news about them.
+    next_values = for_absent_too(next_values, None if present is None else present[:-1])
     raw = generalized_advantages(
         buffer.agent_rewards,
         buffer.values,

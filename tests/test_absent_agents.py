@@ -209,6 +209,7 @@ def test_advantages_against_loops() -> None:
         for i in range(3):
             running = 0.0
             for t in reversed(range(STEPS)):
+                there = buffer.present[t, b]
                 if buffer.lost[t, b]:
                     running = 0.0  # no advantage of its own, and nothing passes through it
                     continue
@@ -217,9 +218,11 @@ def test_advantages_against_loops() -> None:
                     next_value = 0.0
                 elif ended or t == STEPS - 1:
                     state = buffer.successors("state")[t, b]
-                    next_value = filled(critic_values(state, t, b, afters[t]), present_after(buffer, t, b))[i]
+                    following = filled(critic_values(state, t, b, afters[t]), present_after(buffer, t, b))
+                    next_value = following[i] if there[i] else following[there].mean()
                 else:
-                    next_value = values[t + 1][i]
+                    # Who joins with this step is not among those that an absent agent's value is the mean of.
+                    next_value = values[t + 1][i] if there[i] else values[t + 1][there].mean()
                 delta = buffer.agent_rewards[t, b, i] + 0.99 * next_value - values[t][i]
                 running = delta + (0.0 if ended else 0.99 * 0.95 * running)
                 assert buffer.advantages[t, b, i] == pytest.approx(running, abs=2e-4)
@@ -265,6 +268,29 @@ def test_high_level_goes_on_at_a_lost_step_and_absent_agents_are_valued_by_the_s
             np.testing.assert_allclose(buffer.skill_advantages[start, b], expected, atol=1e-4)
             checked += 1
     assert checked > 5
+
+
+def test_a_perfect_critic_sees_no_advantage_however_agents_come_and_go() -> None:
+    """If values satisfy the Bellman equation, nobody's return holds a surprise: not by a death, a join or a return."""
+    rng, gamma = np.random.default_rng(0), 0.99
+    model = collected(normalize_advantage=False, gamma=gamma, env={"p_terminate": 0.0, "p_truncate": 0.0})
+    buffer, policy = model.rollout_buffer, model.policy
+    present = buffer.present
+    assert present is not None
+    evaluate(model)  # for the rewards, which do not depend on the critic
+    perfect = with_absent_filled(rng.normal(size=present.shape), present)
+    for t in reversed(range(STEPS)):
+        perfect[t] = with_absent_filled(buffer.agent_rewards[t] + gamma * perfect[t + 1], present[t])
+    offset = -(0.1 * np.log(2) + 0.2 * np.log(4)) / (1 - gamma)
+    outputs = th.tensor(perfect - offset, dtype=th.float32)
+    hidden = th.zeros(STEPS, 4, policy.hidden_size)
+    policy.critic.rollout = lambda *_: (outputs[:-1], hidden, hidden)
+    policy.critic.step = lambda *_: outputs[-1]
+    policy.low_value_norm.weight_sum.zero_()
+    rewards = buffer.agent_rewards.copy()
+    evaluate(model)
+    np.testing.assert_allclose(buffer.agent_rewards, rewards, atol=1e-6)
+    np.testing.assert_allclose(buffer.advantages[buffer.counting_samples()], 0.0, atol=1e-4)
 
 
 def test_absent_agents_get_the_others_mean() -> None:
