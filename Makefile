@@ -8,6 +8,8 @@ ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+JAXMARL_TESTS := tests/test_jaxmarl.py tests/test_jaxmarl_errors.py
 PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --constraint constraints.txt
 
 # Networks this small run several times slower on several threads than on one.
@@ -17,10 +19,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .SHELLFLAGS := -eu -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help .venv jaxmarl demo test test-slow lint types
+.PHONY: help .venv demo test test-jaxmarl test-slow lint types
 
 help:  ## list what make can do
-	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv: $(INSTALLED)  ## install the pinned versions into .venv
 
@@ -33,18 +35,20 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@$(PIP_INSTALL) --editable '.[demo,mpe,test,dev]'
 	@touch $@
 
-jaxmarl: $(INSTALLED)  ## add JAX and JaxMARL to .venv (some 600 MB), for their games and tests
-	@echo "Installing JaxMARL into .venv; the first time takes some minutes ..."
-	@$(PIP_INSTALL) --editable '.[jaxmarl]'
-
 demo: $(INSTALLED)  ## train on AliceAndBob-v0 and show the result in runs/ (SEED=0, ARGS=...)
 	@$(BIN)/python -m hmasd_sb3.demo --seed $(SEED) $(ARGS)
 
 test: $(INSTALLED)  ## run the quick tests (ARGS=...)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(PYTEST) $(JAXMARL_TESTS:%=--ignore=%) $(ARGS)
+
+# Apart from the others: JAX runs threads of its own, and other tests fork worker processes.
+test-jaxmarl: $(INSTALLED)  ## add JAX and JaxMARL to .venv (some 600 MB) and run their tests (ARGS=...)
+	@echo "Installing JaxMARL into .venv; the first time takes some minutes ..."
+	@$(PIP_INSTALL) --editable '.[jaxmarl]'
+	@$(PYTEST) $(JAXMARL_TESTS) $(ARGS)
 
 test-slow: $(INSTALLED)  ## run the tests that take long (ARGS=...)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+	@$(PYTEST) $(JAXMARL_TESTS:%=--ignore=%) -m slow $(ARGS)
 
 lint: $(INSTALLED)  ## check style and formatting
 	@$(BIN)/ruff check .
