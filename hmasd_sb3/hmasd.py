@@ -285,7 +285,7 @@ class HMASD(SynchronisedAlgorithm):
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
         )
         report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats)
-        if isinstance(self.discriminator_noise, ConfusionGatedNoise):
+        if isinstance(self.discriminator_noise, ConfusionGatedNoise) and "agent_worst_accuracy" in report:
             self.discriminator_noise.observe(report["agent_worst_accuracy"])
         if self.n_team_skills > 1 and self.scheduled("team_diversity_coef") > 0.0:
             self._inert_watch.look(report)

@@ -62,7 +62,8 @@ def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer) -> dict[str, f
     frequent skill would reach (for agents: the most frequent under the running team skill, which q_d is told).
     ``agent_worst_accuracy`` is that of the individual skill recognised least. ``team_skill_information`` is the mutual
     information between Z and the agents' skills in nats (0: Z is inert, at most ln n_Z). ``redundancy`` is the share of
-    agent pairs given one skill.
+    agent pairs given one skill. Where nothing happened that skills could be recognised by, all but the information is
+    missing.
     """
     with th.no_grad():
         pairs = buffer.discriminator_data()
@@ -140,7 +141,9 @@ class InertTeamSkillWatch:
         self.inert_updates = 0
 
     def look(self, report: dict[str, float]) -> None:
-        """Take in one update's ``skills/`` group (see :func:`skill_report`)."""
+        """Take in one update's ``skills/`` group (see :func:`skill_report`); one without accuracies says nothing."""
+        if "team_accuracy" not in report:
+            return
         guessed = report["team_accuracy"] < 1.1 * report["team_chance"]
         inert = guessed and report.get("team_skill_information", 0.0) < 0.01
         self.inert_updates = self.inert_updates + 1 if inert else 0
