@@ -87,9 +87,10 @@ def _fill_agent_rewards(
         settings.team_diversity_coef,
         settings.agent_diversity_coef,
     )
+    seen = ~buffer.lost
     return RewardStats(
-        settings.team_reward_coef * float(buffer.rewards[~buffer.lost].mean()) if not buffer.lost.all() else 0.0,
-        settings.team_diversity_coef * float(team.mean()),
+        settings.team_reward_coef * float(buffer.rewards[seen].mean()) if seen.any() else 0.0,
+        settings.team_diversity_coef * float(team[seen].mean()) if seen.any() else 0.0,
         settings.agent_diversity_coef * float(mean_agents),
     )
 
