@@ -141,7 +141,9 @@ class InertTeamSkillWatch:
         self.inert_updates = 0
 
     def look(self, report: dict[str, float]) -> None:
-        """Take in one update's ``skills/`` group (see :func:`skill_report`)."""
+        """Take in one update's ``skills/`` group (see :func:`skill_report`); one without accuracies says nothing."""
+        if "team_accuracy" not in report:
+            return
         guessed = report["team_accuracy"] < 1.1 * report["team_chance"]
         inert = guessed and report.get("team_skill_information", 0.0) < 0.01
         self.inert_updates = self.inert_updates + 1 if inert else 0

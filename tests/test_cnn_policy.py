@@ -14,12 +14,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv
-from teams import FAST, make_model, parameters_of, random_team_vec_env
+from teams import FAST, make_model, parameters_of, random_team_vec_env, randomise
 
 from hmasd_sb3 import HMASD
 from hmasd_sb3.normalization import InputScaler
 from hmasd_sb3.policies import HMASDPolicy, TeamSpaceError
 from hmasd_sb3.policies.features import Features
+from hmasd_sb3.policies.policy import HMASDCnnPolicy
 from hmasd_sb3.rollouts import evaluate_rollout
 
 SETTINGS: dict[str, Any] = {
@@ -27,6 +28,10 @@ SETTINGS: dict[str, Any] = {
     "n_steps": 8,
     "policy_kwargs": {"hidden_size": 16, "features_extractor_kwargs": {"features_dim": 8}},
 }
+
+
+class Small(NatureCNN):
+    """An extractor of one's own."""
 
 
 class PictureTeam(gym.Env[dict[str, np.ndarray], np.ndarray]):
@@ -132,6 +137,35 @@ def test_channels_are_found_even_where_many_agents_pictures_are_joined(shape: tu
     assert features.extractor.cnn[0].in_channels == channels
 
 
+def test_many_pictures_are_read_in_parts_unless_gradients_are_wanted() -> None:
+    """A whole rollout at once would need gigabytes; gradients need all of a minibatch anyway."""
+    rows = []
+
+    class Counting(BaseFeaturesExtractor):
+        def __init__(self, space: spaces.Box) -> None:
+            super().__init__(space, 1)
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            rows.append(len(observations))
+            return observations.flatten(1)[:, :1]
+
+    features = Features(spaces.Box(0, 255, (2, 2), np.uint8), Counting)
+    features(th.rand(1500, 4))
+    with th.no_grad():
+        features(th.rand(1500, 4))
+    assert rows == [1500, 1024, 476]
+
+
+def test_the_policy_alone_is_saved_with_its_extractor(tmp_path: Any) -> None:
+    kwargs = {"hidden_size": 16, "features_extractor_class": Small, "features_extractor_kwargs": {"features_dim": 8}}
+    model = HMASD("CnnPolicy", make().env, **{**SETTINGS, "policy_kwargs": kwargs})
+    assert type(model.policy.actor.features.extractor) is Small
+    model.policy.save(tmp_path / "policy.pth")
+    loaded = HMASDCnnPolicy.load(tmp_path / "policy.pth")
+    for name, value in model.policy.state_dict().items():
+        assert th.equal(loaded.state_dict()[name], value), name
+
+
 def test_each_agent_reads_its_own_picture() -> None:
     model = make()
     observation = model.env.reset()
@@ -142,6 +176,44 @@ def test_each_agent_reads_its_own_picture() -> None:
         features = model.policy.actor.features
         th.testing.assert_close(features(flat).flip(1), features(swapped))
         assert (features(flat)[:, 0] - features(flat)[:, 1]).abs().max() > 1e-4
+
+
+def test_pictures_are_scaled_alike_wherever_they_are_read() -> None:
+    """Bytes that reach a network unscaled, in an update or at an episode's end, would be valued as another picture."""
+    env = DummyVecEnv([lambda: Monitor(PictureTeam()) for _ in range(2)])
+    kwargs = {"gae_lambda": 0.0, "normalize_advantage": False, "critic_chance_offset": False, "skill_timeout_bootstrap": True}
+    model = HMASD("CnnPolicy", env, **{**SETTINGS, **kwargs})
+    randomise(model, scale=0.05)
+    _, callback = model._setup_learn(100)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 8)
+    policy, buffer = model.policy, model.rollout_buffer
+    buffer.finish(model._last_obs)
+    evaluate_rollout(policy, buffer, model._critic_hidden, model._return_settings())
+    assert buffer.truncated[5].all()
+    with th.no_grad():
+        for critic_batch in buffer.critic_batches(4, 16, np.random.default_rng(0)):
+            values = policy.critic.evaluate(*critic_batch[:4])
+            kept = critic_batch.weights.bool().expand_as(values)
+            th.testing.assert_close(values[kept], critic_batch.old_values[kept], atol=1e-4, rtol=0)
+        batch = buffer.coordinator_batch()
+        scored = policy.coordinator.evaluate(*batch[:4])
+        th.testing.assert_close(scored.values, batch.old_values, atol=1e-4, rtol=0)
+        th.testing.assert_close(scored.log_probs, batch.old_log_probs, atol=1e-4, rtol=0)
+        state, obs = (th.from_numpy(buffer.successors(key)).flatten(0, 1) for key in ("state", "obs"))
+        th.testing.assert_close(buffer.discriminator_data().state, state.flatten(1))
+        th.testing.assert_close(buffer.discriminator_data().obs, obs.flatten(2))
+        for row in buffer.terminal_rows:
+            b = row.env
+            last_state, last_obs = (th.tensor(row.observation[key]).float()[None] / 255 for key in ("state", "obs"))
+            seen = th.from_numpy(buffer.observations["state"][:6, b : b + 1]).float().flatten(2) / 255
+            skills = [th.from_numpy(a[:6, b : b + 1]) for a in (buffer.team_skill, buffer.agent_skills)]
+            _, _, after = policy.critic.rollout(seen, *skills, th.zeros(1, 16), th.zeros(6, 1, dtype=th.bool))
+            follows = policy.critic.step(last_state.flatten(1), skills[0][-1], skills[1][-1], after[-1])[0].numpy()
+            expected = buffer.agent_rewards[5, b] + 0.99 * follows - buffer.values[5, b]
+            np.testing.assert_allclose(buffer.advantages[5, b], expected, atol=1e-4)
+            follows = policy.coordinator.values(last_state.flatten(1), last_obs.flatten(2))[0].numpy()
+            expected = buffer.rewards[5, b] + 0.99 * follows - buffer.skill_values[5, b]
+            np.testing.assert_allclose(buffer.skill_advantages[5, b], expected, atol=1e-4)
 
 
 def test_mlp_policy_takes_pictures_flat() -> None:
@@ -162,8 +234,9 @@ def test_unsuitable_pictures_and_arguments_are_refused() -> None:
         make(shape=(12, 12, 3))
     with pytest.raises(TeamSpaceError, match=r"CnnPolicy is for pictures.*'MlpPolicy'"):
         HMASD("CnnPolicy", random_team_vec_env())
-    with pytest.raises(ValueError, match=r"no 'feature_extractor_class'.*features_extractor_class"):
-        HMASD("CnnPolicy", make().env, policy_kwargs={"feature_extractor_class": None})
+    for unknown in ("feature_extractor_class", "squash_output"):  # the second is one of SB3's, which does not reach it
+        with pytest.raises(ValueError, match=rf"no '{unknown}'.*features_extractor_class"):
+            HMASD("CnnPolicy", make().env, policy_kwargs={unknown: None})
 
 
 def test_an_extractor_of_ones_own_reads_vectors_too() -> None:

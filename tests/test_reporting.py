@@ -78,10 +78,10 @@ def test_information_equals_the_sum_over_team_skills():
 def test_inert_team_skill_warns_once_after_patience():
     watch = InertTeamSkillWatch(patience=3)
     dead = {"team_accuracy": 0.5, "team_chance": 0.5, "team_skill_information": 0.0}
-    alive = {**dead, "team_skill_information": 0.2}
+    alive, recognised = {**dead, "team_skill_information": 0.2}, {**dead, "team_accuracy": 0.6}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for report in (dead, dead, alive, dead, dead):
+        for report in (dead, dead, alive, dead, dead, recognised, dead, dead, {}):
             watch.look(report)
     with pytest.warns(UserWarning, match="team skill has changed nothing"):
         watch.look(dead)
