@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from hmasd_sb3.envs import parallel_env as alice_and_bob
 from hmasd_sb3.wrappers import GymVectorTeamVecEnv, TeamEnv, make_team_vec_env
+from hmasd_sb3.wrappers.convert import as_team_vec_env
 
 ID = "AliceAndBob-v0"
 SMALL = {"size": 2, "max_steps": 6}
@@ -243,6 +244,17 @@ def test_any_gymnasium_vector_env_over_teams_will_do() -> None:
     assert adapted.reset_infos == dummy.reset_infos == [{"is_success": False}] * 2
     assert adapted.get_attr("n_agents", indices=[1]) == [2]
     assert adapted.env_method("render") == [None, None]
+
+
+@pytest.mark.parametrize("monitor", [True, False])
+def test_a_single_game_is_monitored_once_and_a_vector_of_them_too(monitor: bool) -> None:
+    watched = Monitor(TeamEnv(TimeLimitGame()))
+    assert as_team_vec_env(watched, monitor).envs == [watched]
+    assert as_team_vec_env(DummyVecEnv([lambda: watched]), monitor).envs == [watched]
+    assert isinstance(as_team_vec_env(TimeLimitGame(), monitor).envs[0], Monitor) == monitor
+    adapted = as_team_vec_env(sync_vector_env(AutoresetMode.SAME_STEP), monitor)
+    assert isinstance(adapted, VecMonitor) == monitor
+    assert isinstance(adapted.unwrapped, GymVectorTeamVecEnv)
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])

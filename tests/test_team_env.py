@@ -358,6 +358,8 @@ def test_as_team_env() -> None:
     assert isinstance(as_team_env(TimeLimitGame()), TeamEnv)
     team = TeamEnv(TimeLimitGame())
     assert as_team_env(team) is team
+    with pytest.raises(TypeError, match=r"\['reward'\] are for PettingZoo games"):
+        as_team_env(team, reward="mean")
     turn_based = parallel_to_aec(TimeLimitGame())
     assert isinstance(as_team_env(turn_based), TeamEnv)
     turn_based.env.metadata = {"is_parallelizable": False}

@@ -35,6 +35,13 @@ from hmasd_sb3.wrappers import TeamEnv
             "share one policy; 'agent_0' has Discrete.2. and 'agent_1' has Box",
         ),
         (lambda: edited(discriminator_obs=lambda self, a: np.zeros(2)), "discriminator_obs_space"),
+        (
+            lambda: edited(
+                discriminator_obs=lambda self, a: np.zeros(2),
+                discriminator_obs_space=lambda self, a: spaces.Box(0, 1 + int(a[-1]), (2,)),
+            ),
+            "same discriminator observation space, but 'agent_0' has .* and 'agent_1' has",
+        ),
         (lambda: edited(discriminator_state=lambda self: np.zeros(2)), "discriminator_state_space must be"),
         (lambda: edited(state_space=spaces.Discrete(3), state=lambda self: np.zeros(3)), "state_space must be"),
     ],
@@ -53,10 +60,27 @@ def test_masks_must_fit_the_actions() -> None:
         def make_action_space(self) -> spaces.Space:
             return spaces.Box(-1, 1, (3,))
 
+    class ForOne(MaskedGame):
+        def observation_space(self, agent: str) -> spaces.Space:
+            space = super().observation_space(agent)
+            return space if agent == "agent_0" else space["observation"]
+
+    with pytest.raises(ValueError, match=r"some agents hold an 'action_mask', but not those of \['agent_1'\]"):
+        TeamEnv(ForOne())
     with pytest.raises(ValueError, match="each of the 4 actions"):
         TeamEnv(TooShort())
     with pytest.raises(ValueError, match="Discrete"):
         TeamEnv(Continuous())
+
+
+@pytest.mark.parametrize("mask_in", ["observation", "info"])
+def test_masks_of_other_numbers_are_refused(mask_in: str) -> None:
+    class Counted(MaskedGame):
+        def mask(self, agent: str) -> np.ndarray:
+            return 2 * super().mask(agent)
+
+    with pytest.raises(ValueError, match=r"mask of 'agent_0' must hold 0 and 1 only; got \[0 2 2\]"):
+        TeamEnv(Counted(mask_in)).reset(seed=0)
 
 
 def test_absent_or_nameless_agents_are_refused() -> None:
@@ -92,8 +116,10 @@ class Leaving(TimeLimitGame):
         observations, rewards, terminations, truncations, infos = super().step(actions)
         self.agents = ["agent_1"]
         terminations["agent_0"], truncations["agent_0"] = self.how == "terminated", self.how == "truncated"
+        if self.how in ("unreported", "half"):
+            del truncations["agent_0"]
         if self.how == "unreported":
-            del terminations["agent_0"], truncations["agent_0"]
+            del terminations["agent_0"]
         return observations, rewards, terminations, truncations, infos
 
 
@@ -105,7 +131,14 @@ def test_an_agent_that_leaves_although_none_may_is_refused_by_name(how: str) -> 
         step_once(TeamEnv(game, agent_mask=False))
 
 
-@pytest.mark.parametrize(("how", "message"), [("unreported", "did not say whether 'agent_0'"), ("gone", "took 'agent_0' out")])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("unreported", "did not say whether 'agent_0'"),
+        ("half", "did not say whether 'agent_0'"),
+        ("gone", "took 'agent_0' out"),
+    ],
+)
 def test_an_agent_that_leaves_without_a_word_is_refused_by_name(how: str, message: str) -> None:
     game = Leaving()
     game.how = how

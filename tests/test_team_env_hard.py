@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contract import Reference, follow
 from games import ContinuousGame, MaskedGame, TimeLimitGame, edited, step_once
 from gymnasium import spaces
-from hard_games import DyingGame
+from hard_games import DyingGame, HeterogeneousGame, JoiningGame
 
 from hmasd_sb3.wrappers import TeamEnv
 
@@ -28,8 +29,71 @@ def test_the_zeros_of_absent_agents_lie_in_the_spaces() -> None:
     while observation["agent_mask"].all():
         observation, *_ = team.step(np.zeros(3, dtype=np.int64))
     assert team.observation_space.contains(observation)
+    for key in ("obs", "discriminator_obs"):
+        np.testing.assert_array_equal(observation[key], 1.5 * observation["agent_mask"][:, None] * np.ones((3, 3)))
+    below = TeamEnv(edited(DyingGame, make_observation_space=lambda self: spaces.Box(-2.0, -1.0, (3,))))
+    assert below.observation_space["obs"] == spaces.Box(-2.0, 0.0, (3, 3))
     # Where nobody is ever absent, bounds are the game's.
     assert TeamEnv(edited(make_observation_space=make_space), agent_mask=False).observation_space["obs"].low.min() == 1.0
+
+
+def seeing(*boxes: spaces.Box) -> TeamEnv:
+    """A team whose agents see the tops of these Boxes, and never leave."""
+    by_agent = {f"agent_{i}": box for i, box in enumerate(boxes)}
+    see = {"observation_space": lambda self, a: by_agent[a], "observe": lambda self, a: by_agent[a].high}
+    return TeamEnv(edited(**see), agent_mask=False)
+
+
+def test_rows_keep_their_own_bounds() -> None:
+    low, high = spaces.Box(-3.0, -1.0, (2,)), spaces.Box(np.array([1, 2], np.float32), np.array([5, 6], np.float32))
+    expected = spaces.Box(np.stack([low.low, high.low]), np.stack([low.high, high.high]))
+    assert seeing(low, high).observation_space["obs"] == expected
+
+
+def test_padding_lies_within_the_bounds_of_its_column() -> None:
+    """Those of the agents that have the column, widened by zero."""
+    team = seeing(spaces.Box(1.0, 2.0, (1,)), spaces.Box(np.array([1, 1, -4], np.float32), np.array([2, 3, -2], np.float32)))
+    low, high = np.array([[1, 0, -4], [1, 1, -4]], np.float32), np.array([[2, 3, 0], [2, 3, -2]], np.float32)
+    assert team.observation_space["obs"] == spaces.Box(low, high)
+    observation, _ = team.reset(seed=0)
+    assert team.observation_space.contains(observation)
+    assert observation["obs"].tolist() == [[2, 0, 0], [2, 3, -2]]
+
+
+def test_padded_bytes_stay_bytes_unless_some_are_none() -> None:
+    bytes_, more, halves = spaces.Box(0, 255, (2,), np.uint8), spaces.Box(0, 255, (3,), np.uint8), spaces.Box(0.0, 0.5, (3,))
+    for other, dtype, last in ((more, np.uint8, [255, 255, 255]), (halves, np.float32, [0.5, 0.5, 0.5])):
+        team = seeing(bytes_, other)
+        observation, _ = team.reset(seed=0)
+        assert team.observation_space["obs"].dtype == observation["obs"].dtype == dtype
+        assert observation["obs"].tolist() == [[255, 255, 0], last]
+    # Alike but for the type: no agent's numbers are read as another's.
+    observation, _ = seeing(spaces.Box(0, 255, (3,), np.uint8), halves).reset(seed=0)
+    assert observation["obs"].tolist() == [[255, 255, 255], [0.5, 0.5, 0.5]]
+
+
+def test_single_numbers_get_an_axis() -> None:
+    team = seeing(spaces.Box(0.0, 1.0, ()), spaces.Box(0.0, 2.0, ()))
+    assert team.observation_space["obs"] == spaces.Box(0.0, np.array([[1], [2]], np.float32), (2, 1))
+    assert team.reset(seed=0)[0]["obs"].tolist() == [[1], [2]]
+
+
+def test_components_keep_their_own_bounds_and_those_of_nobody_span_one() -> None:
+    space = TeamEnv(HeterogeneousGame(continuous=True)).action_space
+    low = np.array([[-1, -1, -1, -1], [-2, 0, -5, -1], [0, 0, 0, 0]], np.float32)
+    high = np.array([[1, 1, 1, 1], [0, 3, 5, 1], [4, 4, 4, 4]], np.float32)
+    assert space == spaces.Box(low, high)
+
+
+def test_the_finest_type_of_action_is_the_teams() -> None:
+    by_agent = {"agent_0": spaces.Box(-1, 1, (1,), np.float32), "agent_1": spaces.Box(-1, 1, (1,), np.float64)}
+    game = edited(ContinuousGame, action_space=lambda self, a: by_agent[a])
+    team = TeamEnv(game)
+    assert team.action_space.dtype == np.float64
+    team.reset(seed=0)
+    team.step(np.full((2, 1), 0.1))
+    assert game.received == {"agent_0": np.float32(0.1), "agent_1": 0.1}
+    assert [action.dtype for action in game.received.values()] == [np.float32, np.float64]
 
 
 def test_agents_listed_twice_are_refused() -> None:
@@ -72,6 +136,19 @@ def test_agents_may_be_named_by_anything(names: Any) -> None:
     observation, _ = team.reset(seed=1)
     np.testing.assert_array_equal(observation["obs"], [plain.observe(a) for a in plain.possible_agents])
     assert team.step(np.array([0, 1]))[1] == 2.0
+
+
+@pytest.mark.parametrize("make", [DyingGame, JoiningGame])
+def test_agents_reported_as_not_done_are_not_there_unless_listed(make: Any) -> None:
+    """Some games report on all possible agents at every step: False for those yet to come, and for those long gone."""
+
+    class Talkative(make):
+        def outcome(self, acted: list[str], sums: dict[str, float]) -> Any:
+            observations, rewards, *ends, infos = super().outcome(acted, sums)
+            ends = [{a: found.get(a, False) for a in self.possible_agents} for found in ends]
+            return observations, rewards, *ends, infos
+
+    assert follow(TeamEnv(Talkative()), Reference(make()), steps=80)
 
 
 def test_agents_that_never_appear_are_rows_of_zeros() -> None:
@@ -304,3 +381,20 @@ def test_a_state_that_is_no_method_or_returns_nothing_is_refused() -> None:
 def test_a_state_that_changes_its_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"state\(\) has the shape \(4,\), but its space says \(3,\)"):
         step_once(TeamEnv(edited(state=lambda self: np.zeros(3 + self.clock))))
+
+
+def test_a_state_of_bytes_is_a_picture_if_its_bounds_say_so() -> None:
+    def having(high: int) -> TeamEnv:
+        space = spaces.Box(0, high, (4, 5), np.uint8)
+        return TeamEnv(edited(state_space=space, state=lambda self: np.full((4, 5), 7, np.uint8)))
+
+    assert having(255).observation_space["state"] == spaces.Box(0, 255, (4, 5), np.uint8)
+    assert having(9).observation_space["state"] == spaces.Box(0.0, 9.0, (20,), np.float32)
+    for high, shape in ((255, (4, 5)), (9, (20,))):
+        assert having(high).reset(seed=0)[0]["state"].shape == shape
+
+
+def test_a_state_function_owes_nothing_to_the_games_state_space() -> None:
+    game = edited(state_space=spaces.Box(0.0, 1.0, (2,)), state=lambda self: np.zeros(2))
+    space = TeamEnv(game, state=lambda game: np.arange(6.0).reshape(2, 3)).observation_space["state"]
+    assert space == spaces.Box(-np.inf, np.inf, (6,), np.float32)

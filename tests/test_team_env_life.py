@@ -61,6 +61,11 @@ def test_nothing_returned_changes_later_and_nothing_given_is_kept() -> None:
         def state(self) -> np.ndarray:
             return self.marks
 
+        discriminator_state_space = spaces.Box(-9.0, 9.0, (3,))
+
+        def discriminator_state(self) -> np.ndarray:
+            return self.shown["agent_2"]
+
         def step(self, actions: dict[str, Any]) -> Any:
             for action in actions.values():
                 action[...] = 0
@@ -105,6 +110,44 @@ def test_render_modes_and_metadata_are_the_games() -> None:
     assert TeamEnv(bare).render_mode is None
 
 
+def test_masks_in_the_infos_of_those_who_are_there_will_do() -> None:
+    class MaskedJoining(JoiningGame):
+        """The second agent, who comes late, has no info before."""
+
+        def mask(self, agent: str) -> np.ndarray:
+            return np.array([1, (self.clock + self.possible_agents.index(agent)) % 2], dtype=np.int8)
+
+        def info(self, agent: str) -> dict[str, Any]:
+            return {"action_mask": self.mask(agent)}
+
+    assert follow(TeamEnv(MaskedJoining()), Reference(MaskedJoining()), steps=60)
+
+
+def test_infos_of_agents_that_act_by_boxes_may_hold_anything() -> None:
+    team = TeamEnv(edited(ContinuousGame, info=lambda self, agent: {"action_mask": "none"}))
+    assert "action_mask" not in team.observation_space.spaces
+    team.reset(seed=0)
+    assert "action_mask" not in team.step(np.zeros((2, 2)))[0]
+
+
+def test_attributes_are_the_teams_then_the_games() -> None:
+    game = TimeLimitGame()
+    game.n_agents, game.level = 99, 1
+    team = TeamEnv(supersuit.frame_stack_v1(game, 2))
+    assert team.get_wrapper_attr("n_agents") == 2
+    assert team.get_wrapper_attr("level") == 1
+    assert team.set_wrapper_attr("level", 5)
+    assert game.level == 5
+    assert "level" not in vars(team)
+    assert not team.set_wrapper_attr("new", 1, force=False)
+    assert not team.has_wrapper_attr("new")
+    with pytest.raises(AttributeError, match="neither the team nor its game has 'new'"):
+        team.get_wrapper_attr("new")
+    assert team.set_wrapper_attr("new", 1)
+    assert team.new == 1
+    assert not hasattr(game, "new")
+
+
 def test_box_actions_must_be_numbers() -> None:
     team = TeamEnv(ContinuousGame())
     team.reset(seed=0)
@@ -129,6 +172,7 @@ def test_pictures_are_joined_along_their_channels_without_making_spaces(
     axis = 0 if size[0] == 3 else -1
     pictures = [np.atleast_3d(picture) for picture in observation["obs"]]
     np.testing.assert_array_equal(observation["state"], np.concatenate(pictures, axis=axis))
+    assert not np.shares_memory(observation["state"], observation["obs"])
 
 
 # ---- SuperSuit's wrappers, around the game
@@ -194,6 +238,12 @@ def dying_masked() -> Any:
 def test_wrapped_games_are_teams_like_any_other(wrap: Callable[[Any], Any], make: Callable[[], Any]) -> None:
     ends = follow(TeamEnv(wrap(make())), Reference(wrap(make())), steps=80)
     assert ends
+
+
+def test_black_death_is_taken_out() -> None:
+    """It hides who is dead, and how an episode ended."""
+    ends = follow(TeamEnv(supersuit.black_death_v3(DyingGame())), Reference(DyingGame()), steps=80)
+    assert ends == {False, True}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
