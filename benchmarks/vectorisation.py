@@ -1,6 +1,6 @@
 """Environment steps per second of many teams side by side, by how they are vectorised.
 
-    python benchmarks/vectorisation.py --games alice_and_bob pistonball --rounds 5 --output vectorisation.md
+    python benchmarks/vectorisation.py --rounds 7 --output vectorisation.md
 
 Ways take turns within a round, so that a busy machine hits all of them alike. One environment step is all agents of
 one environment acting once; SuperSuit's rows are agents, so it takes as many of them for one step. Starting is timed in
@@ -41,6 +41,13 @@ def pistonball() -> Any:
     return pistonball_v6.parallel_env(n_pistons=5, continuous=False)
 
 
+def pursuit() -> Any:
+    """Eight pursuers, whose step takes some milliseconds of Python and little memory."""
+    from pettingzoo.sisl.pursuit.pursuit import parallel_env
+
+    return parallel_env()
+
+
 class Game(NamedTuple):
     """A game and how many steps of it make a round."""
 
@@ -54,6 +61,7 @@ class Game(NamedTuple):
 
 GAMES = {
     "alice_and_bob": Game(alice_and_bob, 2, 4, 150, "AliceAndBob-v0"),
+    "pursuit": Game(pursuit, 8, 5, 3),
     "pistonball": Game(pistonball, 5, 3, 6),
 }
 
