@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from teams import make_model, randomise
 
 from hmasd_sb3 import HMASD, updates
 from hmasd_sb3.buffers import SkillRolloutBuffer
-from hmasd_sb3.policies.coordinator import RandomCoordinator
 from hmasd_sb3.policies.flat import FlatOptimizer
-from hmasd_sb3.policies.spec import TeamSpaceError, TeamSpec, first_agent
 from hmasd_sb3.reporting import skill_report, team_skill_information
 from hmasd_sb3.returns import normalize_advantages
 from hmasd_sb3.rollouts import RewardStats, evaluate_rollout
@@ -64,6 +61,12 @@ def there_after(buffer: SkillRolloutBuffer, step: int, env: int, agent: int) -> 
         if masks is not None and (row.step, row.env) == (step, env):
             return bool(row.observation["agent_mask"][agent])
     return masks is None or bool(masks[step + 1, env, agent])
+
+
+def who_is_there(buffer: SkillRolloutBuffer) -> np.ndarray:
+    """(T, B, N) bool."""
+    shape = buffer.log_probs.shape
+    return np.array([there(buffer, *place) for place in np.ndindex(shape)]).reshape(shape)
 
 
 @pytest.fixture
@@ -165,6 +168,7 @@ def test_coordinator_learns_from_what_counts_alone(env: dict[str, Any], losses: 
     model = moved(env)
     policy, buffer = model.policy, model.rollout_buffer
     mean, std = policy.high_value_norm.statistics()
+    buffer.skill_log_probs[~np.concatenate([~buffer.lost[..., None], who_is_there(buffer)], axis=-1)] = -9.0
     parts: list[tuple[float, ...]] = []
     ratios: list[float] = []
     for t, b in np.argwhere(buffer.assigned):
@@ -193,10 +197,11 @@ def test_coordinator_learns_from_what_counts_alone(env: dict[str, Any], losses: 
 
 @each_team
 def test_actor_learns_from_what_counts_alone(env: dict[str, Any], losses: list[float]) -> None:
-    """Guards: entropy of absent agents in the actor's loss."""
+    """Guards: entropy of absent agents in the actor's loss, their ratios in what is reported."""
     model = moved({**env, "kind": "masked"})
     buffer = model.rollout_buffer
-    gains, entropies = [], []
+    buffer.log_probs[~who_is_there(buffer)] = -9.0
+    gains, entropies, ratios = [], [], []
     for batch in buffer.actor_batches(4, STEPS * ENVS, np.random.default_rng(0)):
         with th.no_grad():
             log_probs, entropy = model.policy.actor.evaluate(
@@ -207,10 +212,13 @@ def test_actor_learns_from_what_counts_alone(env: dict[str, Any], losses: list[f
         for place in zip(*np.nonzero(real), strict=True):
             t, b = divmod(int(table[place]), ENVS)
             for i in range(AGENTS):
+                at = place[1], place[0] * AGENTS + i
                 if there(buffer, t, b, i):
-                    gains.append(gain[place[1], place[0] * AGENTS + i])
-                    entropies.append(float(entropy[place[1], place[0] * AGENTS + i]))
-    updates.update_actor(model.policy, buffer, SETTINGS, np.random.default_rng(0))
+                    ratios.append(abs(np.exp(float(log_probs[at]) - buffer.log_probs[t, b, i]) - 1.0))
+                    gains.append(gain[at])
+                    entropies.append(float(entropy[at]))
+    stats = updates.update_actor(model.policy, buffer, SETTINGS, np.random.default_rng(0))
+    assert stats.first_ratio_deviation == pytest.approx(max(ratios), abs=1e-4)
     assert losses == [pytest.approx(np.mean(gains) - 0.07 * np.mean(entropies), abs=1e-5)]
 
 
@@ -339,65 +347,3 @@ def test_information_about_absent_agents_is_none() -> None:
             expected.append(np.log(probs[batch.team_skill[row]][1] / marginal))
         assert team_skill_information(policy, batch) == pytest.approx(np.mean(expected), abs=1e-5)
     assert abs(np.mean(expected)) > 1e-3
-
-
-# ---- networks
-
-
-def test_absent_agents_have_one_symbol_for_what_they_see_and_one_for_their_skill() -> None:
-    """Guards: one of the two used for both, so that the other is never learnt."""
-    model = collected(LEAVING)
-    coordinator, batch = model.policy.coordinator, model.rollout_buffer.coordinator_batch()
-    scored = coordinator.evaluate(*batch[:4], batch.agent_mask)
-    found = th.autograd.grad(
-        scored.values.sum(), [coordinator.absent_obs, coordinator.absent_skill], allow_unused=True, retain_graph=True
-    )
-    assert found[0].abs().max() > 1e-4
-    assert found[1] is None, "values do not depend on skills"
-    found = th.autograd.grad(scored.log_probs[batch.weights > 0].sum(), [coordinator.absent_skill])
-    assert found[0].abs().max() > 1e-4
-
-
-def test_noise_reaches_what_both_discriminators_see() -> None:
-    """Guards: q_d trained without noise."""
-    discriminators = collected(LEAVING).policy.discriminators
-    inputs = th.zeros(5, 4), th.zeros(5, AGENTS, 3), th.zeros(5, dtype=th.long)
-    with th.no_grad():
-        for clean, noisy in zip(discriminators.logits(*inputs), discriminators.logits(*inputs, noise=1.0), strict=True):
-            assert (clean - noisy).abs().max() > 1e-2
-
-
-def test_a_random_coordinator_can_be_given_a_team_skill() -> None:
-    """Guards: a forced Z that is drawn all the same."""
-    coordinator = make_model(policy_kwargs={"coordinator_class": RandomCoordinator}, n_team_skills=3).policy.coordinator
-    forced = th.tensor([2, 0, 1, 1, 2, 0])
-    assert th.equal(coordinator.assign(th.zeros(6, 4), th.zeros(6, 2, 3), team_skill=forced).team_skill, forced)
-
-
-# ---- spaces and what predict is given
-
-
-def test_bounds_of_all_agents_are_taken_together() -> None:
-    """Guards: observations scaled by the first agent's bounds, or by those that all share."""
-    low, high = (np.array(rows, dtype=np.float32) for rows in ([[0, -2], [-1, 0]], [[3, 0], [1, 4]]))
-    assert first_agent(spaces.Box(low, high)) == spaces.Box(np.array([-1, -2], np.float32), np.array([3, 4], np.float32))
-
-
-def test_masks_of_another_shape_are_refused() -> None:
-    team = make_model(ENVS, LEAVING).env
-    for key, shape in (("agent_mask", (2,)), ("agent_mask", (3, 1)), ("action_mask", (3, 2))):
-        wrong = spaces.Dict({**team.observation_space.spaces, key: spaces.MultiBinary(shape)})
-        with pytest.raises(TeamSpaceError, match=f"'{key}' must have shape"):
-            TeamSpec.from_spaces(wrong, team.action_space)
-
-
-def test_predict_needs_exactly_the_keys_it_was_trained_on() -> None:
-    """Guards: an agent mask overlooked by a model that never had one."""
-    model = make_model(ENVS, {"p_leave": 0.0})
-    observation = model.env.reset()
-    with pytest.raises(
-        ValueError, match=r"has the keys \['agent_mask', 'obs', 'state'\], this model needs \['obs', 'state'\]"
-    ):
-        model.predict({**observation, "agent_mask": np.ones((ENVS, 2), dtype=np.int8)})
-    with pytest.raises(ValueError, match="this model needs"):
-        model.predict({"obs": observation["obs"]})

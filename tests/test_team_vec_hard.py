@@ -1,5 +1,7 @@
 """make_team_vec_env and its adapter where arguments, registries and endings are unusual."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,9 +9,11 @@ import pettingzoo
 import pytest
 from games import TimeLimitGame
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from hmasd_sb3.wrappers import GymVectorTeamVecEnv, TeamEnv, make_team_vec_env
+from hmasd_sb3.wrappers.vec import TeamMaker
 
 
 @pytest.mark.skipif(not hasattr(pettingzoo, "register"), reason="PettingZoo has a registry since 1.27")
@@ -40,6 +44,16 @@ def test_ways_to_run_environments_that_exclude_each_other_are_refused() -> None:
         make_team_vec_env(TimeLimitGame, 2, n_workers=2, vec_env_cls=DummyVecEnv)
     with pytest.raises(ValueError, match="restart_workers=True is for environments in worker processes"):
         make_team_vec_env(TimeLimitGame, 2, restart_workers=True)
+
+
+def test_a_team_made_once_more_writes_on_in_the_same_file(tmp_path: Path) -> None:
+    maker = TeamMaker(partial(TimeLimitGame, horizon=1), {}, monitor_dir=str(tmp_path))
+    for make, episodes in ((maker, 1), (maker.remake, 2), (maker.remake, 3), (maker, 1)):
+        team = make()
+        team.reset()
+        team.step(np.zeros(2, np.int64))
+        team.close()
+        assert len(load_results(str(tmp_path))) == episodes
 
 
 class BothEnds(TeamEnv):
