@@ -76,6 +76,11 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         """
         self._setup_learn(total_timesteps, tb_log_name=type(self).__name__)
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.env is None:
+            raise ValueError("There is no environment to learn in: pass one to load(path, env=...) or to set_env(env).")
+        return super()._setup_learn(*args, **kwargs)
+
     @abstractmethod
     def sync_update(self) -> None:
         """Learn from the collected batch and move on to the next policy version."""

@@ -114,7 +114,7 @@ def test_a_worker_that_was_killed_between_two_steps() -> None:
     venv = make()
     os.kill(venv.worker_pids[1], signal.SIGKILL)
     with pytest.raises(
-        WorkerError, match=r"worker 1 .environments 2 to 3.: process .* SIGKILL, between two requests"
+        WorkerError, match=r"worker 1 .environments 2 to 3.: process .* SIGKILL, while no environment was at work"
     ) as caught:
         venv.step(FINE)
     assert caught.value.env_index is None
@@ -254,6 +254,7 @@ def test_a_game_that_raises_is_made_anew_alone(caplog: pytest.LogCaptureFixture)
     assert venv.restarts_by_env.tolist() == [0, 1, 1, 0]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert "restart 2, of the environments [2]: environment 2 raised in its step 2" in caplog.text
+    assert caplog.text.count("Traceback") == 1  # the same fault is told in full once
     assert venv.get_attr("index") == [0, 1, 2, 3]
     # The others did not notice.
     expected = undisturbed.step(FINE)
@@ -294,7 +295,7 @@ def test_a_worker_killed_between_requests_is_started_again() -> None:
     with pytest.raises(WorkerError, match="SIGKILL"):  # and keeps saying so
         venv.get_attr("index", 1)
     assert venv.get_attr("index", 2) == [2]
-    assert_lost(venv, before, venv.step(FINE), [0, 1], "SIGKILL, between two requests")
+    assert_lost(venv, before, venv.step(FINE), [0, 1], "SIGKILL, while no environment was at work")
     assert venv.get_attr("index") == [0, 1, 2, 3]
     # A reset loses no transition; those made anew take part with seeds of their own, and with its options.
     os.kill(venv.worker_pids[1], signal.SIGKILL)

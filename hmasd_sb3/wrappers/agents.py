@@ -183,7 +183,10 @@ class AgentActions:
             raise ValueError(f"{self._agents[row]!r} has the actions 0..{space.n - 1}; got {action}")
         if not legal[action]:
             allowed = np.flatnonzero(legal).tolist()
-            raise ValueError(f"the action mask forbids {self._agents[row]!r} the action {action}; legal now: {allowed}")
+            raise ValueError(
+                f"the action mask forbids {self._agents[row]!r} the action {action}; legal now: {allowed}. Draw actions by "
+                "the observation's 'action_mask'; what samples the action space freely cannot play such games."
+            )
         return int(space.start) + action
 
     def _box_action(self, row: int, action: NDArray[Any]) -> NDArray[Any]:

@@ -9,10 +9,10 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import aec_to_parallel
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 from hmasd_sb3.wrappers.gym_vector import GymVectorTeamVecEnv
-from hmasd_sb3.wrappers.supersuit_games import is_pipeline
+from hmasd_sb3.wrappers.supersuit_games import find_pipeline, is_pipeline
 from hmasd_sb3.wrappers.supersuit_vec import SuperSuitTeamVecEnv
 from hmasd_sb3.wrappers.team_env import TeamEnv
 from hmasd_sb3.wrappers.team_spaces import check_team_spaces
@@ -62,6 +62,8 @@ def as_team_vec_env(env: Any, monitor: bool = True) -> VecEnv:
     if is_pipeline(env):
         teams: VecEnv = SuperSuitTeamVecEnv(env)
         return VecMonitor(teams) if monitor else teams
+    if isinstance(env, VecEnvWrapper) and is_pipeline(env.unwrapped):
+        find_pipeline(env)  # says which way round they belong
     if isinstance(env, VecEnv):
         return env
     if isinstance(env, gym.vector.VectorEnv):

@@ -19,6 +19,7 @@ Pipeline = Any
 """A ``MarkovVectorEnv``, ``ConcatVecEnv`` or ``ProcConcatVec``: SuperSuit publishes no types."""
 
 _STOP_SECONDS = 10.0
+_TAKEN = "_games_are_taken"  # an attribute set on a pipeline
 _PIPELINE = "supersuit.concat_vec_envs_v1(supersuit.pettingzoo_env_to_vec_env_v1(game), n_teams)"
 
 
@@ -72,6 +73,11 @@ def find_pipeline(venv: Any) -> Pipeline:
     )
 
 
+def mark_taken(pipeline: Pipeline) -> None:
+    """Remember that this pipeline's games belong to teams from now on."""
+    setattr(pipeline, _TAKEN, True)
+
+
 def take_games(pipeline: Pipeline) -> list[GameCopy]:
     """The games of a pipeline, in the order of its rows.
 
@@ -79,6 +85,11 @@ def take_games(pipeline: Pipeline) -> list[GameCopy]:
     :raises TypeError: if some of its rows are no PettingZoo game's
     :raises ValueError: if its worker processes do not hand over their games
     """
+    if getattr(pipeline, _TAKEN, False):
+        raise ValueError(
+            "the games of this SuperSuit vector environment were taken over by another model or SuperSuitTeamVecEnv. Make a "
+            "new one for each."
+        )
     if isinstance(pipeline, ProcConcatVec):
         return [copy for n, pipe in enumerate(_living_pipes(pipeline)) for copy in _fetch(pipe, n)]
     return [describe_game(game) for game in _games_here(pipeline)]
@@ -235,8 +246,8 @@ def _make_request() -> Callable[[], tuple[str, Any]]:
 def _living_pipes(pipeline: Pipeline) -> list[Connection[Any, Any]]:
     if not pipeline.procs or not all(process.is_alive() for process in pipeline.procs):
         raise ValueError(
-            "the worker processes of the SuperSuit vector environment have ended: it was closed, or a game failed in it. Make "
-            "a new one, and wrap it before anything else uses it."
+            "the worker processes of the SuperSuit vector environment have ended: it was closed, a game failed in it, or its "
+            "games were taken over by another model or SuperSuitTeamVecEnv. Make a new one for each."
         )
     return list(pipeline.pipes)
 

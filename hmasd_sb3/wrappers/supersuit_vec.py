@@ -16,7 +16,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from supersuit.vector import ProcConcatVec
 
-from hmasd_sb3.wrappers.supersuit_games import GameCopy, check_games, copies_of, find_pipeline, stop_workers, take_games
+from hmasd_sb3.wrappers.supersuit_games import (
+    GameCopy,
+    check_games,
+    copies_of,
+    find_pipeline,
+    mark_taken,
+    stop_workers,
+    take_games,
+)
 from hmasd_sb3.wrappers.team_env import TeamEnv
 from hmasd_sb3.wrappers.workers import WorkerTeamVecEnv
 
@@ -57,6 +65,7 @@ class SuperSuitTeamVecEnv(VecEnv):
         copies = take_games(pipeline) if game is None else copies_of(game, pipeline)
         check_games(copies, int(pipeline.num_envs))
         self._teams = _run_teams(copies, pipeline)
+        mark_taken(pipeline)
         self._closed = False
         super().__init__(self._teams.num_envs, self._teams.observation_space, self._teams.action_space)
         metadata = self._teams.get_attr("metadata", indices=0)[0]

@@ -103,9 +103,9 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
 
         self._reward_rule = reward
         self._observations = AgentObservations(
-            {a: parallel_env.observation_space(a) for a in self.possible_agents}, with_absent=self.agents_may_leave
+            _agents_spaces(parallel_env, "observation_space", self.possible_agents), with_absent=self.agents_may_leave
         )
-        self._actions = AgentActions({a: parallel_env.action_space(a) for a in self.possible_agents})
+        self._actions = AgentActions(_agents_spaces(parallel_env, "action_space", self.possible_agents))
         self.action_space = self._actions.space
         _, infos = _dicts_by_agent(parallel_env.reset(), _RESET, "reset()")
         self._present = self._who_is_there()
@@ -387,3 +387,11 @@ def _team_info(agents: list[Any], infos: Mapping[Any, Any]) -> dict[str, Any]:
     found = [infos.get(agent) or {} for agent in agents]
     reports = [info["is_success"] for info in found if "is_success" in info]
     return {"is_success": all(bool(report) for report in reports)} if reports else {}
+
+
+def _agents_spaces(game: ParallelEnv, name: str, agents: list[Any]) -> dict[Any, spaces.Space[Any]]:
+    """Each agent's space of one kind, as the game's method of that name gives it."""
+    method = getattr(game, name, None)
+    if not callable(method):
+        raise ValueError(f"{name} of a PettingZoo game must be a method of the agent, {name}(agent); got {method!r}.")
+    return {agent: method(agent) for agent in agents}

@@ -201,7 +201,7 @@ def _find_id(env_id: str) -> EnvSpec | Factory:
         games = _pettingzoo_games()
         if env_id in games:
             return games[env_id].make  # type: ignore[no-any-return]
-        near = difflib.get_close_matches(env_id, [*registry, *games], n=3, cutoff=0.4)
+        near = difflib.get_close_matches(env_id, [*registry, *games], n=3, cutoff=0.6)
         hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else f"Registered: {sorted(registry)}."
         raise ValueError(
             f"{env_id!r} is registered neither with Gymnasium nor with PettingZoo. {hint} Import the "

@@ -59,6 +59,7 @@ class WorkerHandle:
         self.exit_code: int | None = None
         self.fate: str | None = None  # why there can be no answers any more
         self.making: int | None = None  # while it makes its environments: which one
+        self.has_begun = False  # whether anything was ever heard of its process
         self.due = False  # whether it owes an answer
         self.deadline = 0.0
 
@@ -85,6 +86,7 @@ class WorkerHandle:
         finally:
             child_end.close()
         self.exit_code, self.fate, self.making, self.due = None, None, None, True
+        self.has_begun = False
 
     def send(self, message: bytes) -> None:
         """Send a request, which will be answered. If the worker has died, `collect` finds out."""
@@ -111,6 +113,7 @@ class WorkerHandle:
             message = pickle.loads(data)
         except Exception as error:
             raise LostError(f"process {self.process.pid} sent an answer that cannot be read here: {error!r}") from error
+        self.has_begun = True
         if isinstance(message, Making):
             self.making = message.row
         else:
@@ -227,7 +230,13 @@ def error_from_loss(worker: WorkerHandle, at_work: int, doing: str, step: int) -
     """
     who = f"worker {worker.index} (environments {worker.rows.start} to {worker.rows.stop - 1})"
     row = worker.making if worker.making is not None else (None if at_work == NOBODY else at_work)
-    where = "between two requests" if row is None else f"while environment {row} was at work, {doing}"
+    if not worker.has_begun:
+        where = (
+            "while it started. New processes import the program that makes them, so a script must do its work under "
+            "`if __name__ == '__main__':`; what the process itself had to say is printed above"
+        )
+    else:
+        where = "while no environment was at work" if row is None else f"while environment {row} was at work, {doing}"
     return WorkerError(f"{who}: {worker.fate}, {where}.", row, step)
 
 

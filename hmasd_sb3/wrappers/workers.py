@@ -73,6 +73,7 @@ class WorkerTeamVecEnv(VecEnv):
         self.restart_workers = restart_workers
         self.n_restarts = 0
         self.restarts_by_env = np.zeros(n_envs, dtype=np.int64)
+        self._told: list[list[str]] = []  # where in the game the faults were that have been logged
         self._fruitless = np.zeros(n_envs, dtype=np.int64)  # restarts since the last finished step
         self._own_seeds: list[int | None] = [None] * n_envs
         # Two buffers keep what was observed before a step until the step is over.
@@ -289,7 +290,12 @@ class WorkerTeamVecEnv(VecEnv):
         for error in {id(error): error for error in faults.values()}.values():
             self.n_restarts += 1
             hit = [row for row in rows if faults[row] is error]
-            _logger.warning("restart %d, of the environments %s: %s", self.n_restarts, hit, error)
+            # A fault of the game comes again and again: where it happens is told once.
+            place = [line for line in (error.worker_traceback or "").splitlines() if line.startswith("  File")]
+            text = f"{_headline(error)} (there as before)" if place and place in self._told else error
+            if place not in self._told:
+                self._told.append(place)
+            _logger.warning("restart %d, of the environments %s: %s", self.n_restarts, hit, text)
 
     def _give_up(self, error: WorkerError) -> WorkerError:
         """End all workers; the error is to be raised."""
