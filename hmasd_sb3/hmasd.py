@@ -285,11 +285,11 @@ class HMASD(SynchronisedAlgorithm):
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
         )
         report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats)
-        recognisable = "team_accuracy" in report  # else nothing happened that skills could be recognised by
-        if recognisable and isinstance(self.discriminator_noise, ConfusionGatedNoise):
-            self.discriminator_noise.observe(report["agent_worst_accuracy"])
-        if recognisable and self.n_team_skills > 1 and self.scheduled("team_diversity_coef") > 0.0:
-            self._inert_watch.look(report)
+        if "team_accuracy" in report:  # else nothing happened that skills could be recognised by
+            if isinstance(self.discriminator_noise, ConfusionGatedNoise):
+                self.discriminator_noise.observe(report["agent_worst_accuracy"])
+            if self.n_team_skills > 1 and self.scheduled("team_diversity_coef") > 0.0:
+                self._inert_watch.look(report)
         self.policy.set_training_mode(True)
         self._set_learning_rates()
         try:

@@ -102,15 +102,7 @@ def _mean(values: np.ndarray) -> float:
 def _fill_low_level(
     policy: HMASDPolicy, buffer: SkillRolloutBuffer, critic_hidden: th.Tensor, settings: ReturnSettings
 ) -> th.Tensor:
-    offset = 0.0
-    if settings.critic_chance_offset:
-        offset = chance_level_return(
-            policy.n_team_skills,
-            policy.n_agent_skills,
-            settings.team_diversity_coef,
-            settings.agent_diversity_coef,
-            settings.gamma,
-        )
+    offset = _chance_offset(policy, settings)
     critic, norm, device = policy.critic, policy.low_value_norm, critic_hidden.device
 
     def tensor(array: np.ndarray) -> th.Tensor:
@@ -160,6 +152,19 @@ def _fill_low_level(
     norm.update(buffer.returns if counts is None else buffer.returns[counts])
     buffer.advantages[:] = normalize_advantages(raw, counts=counts) if settings.normalize_advantage else raw
     return after[-1]
+
+
+def _chance_offset(policy: HMASDPolicy, settings: ReturnSettings) -> float:
+    """The constant that the low-level critic starts at, in reward units."""
+    if not settings.critic_chance_offset:
+        return 0.0
+    return chance_level_return(
+        policy.n_team_skills,
+        policy.n_agent_skills,
+        settings.team_diversity_coef,
+        settings.agent_diversity_coef,
+        settings.gamma,
+    )
 
 
 def _fill_high_level(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings: ReturnSettings) -> None:
