@@ -123,11 +123,14 @@ def test_masks_in_the_infos_of_those_who_are_there_will_do() -> None:
     assert follow(TeamEnv(MaskedJoining()), Reference(MaskedJoining()), steps=60)
 
 
-def test_infos_of_agents_that_act_by_boxes_may_hold_anything() -> None:
-    team = TeamEnv(edited(ContinuousGame, info=lambda self, agent: {"action_mask": "none"}))
-    assert "action_mask" not in team.observation_space.spaces
+def test_masks_of_agents_that_act_by_boxes_are_refused_in_infos_too() -> None:
+    with pytest.raises(ValueError, match="act by a Box"):
+        TeamEnv(edited(ContinuousGame, info=lambda self, agent: {"action_mask": np.ones(2, np.int8)}))
+    late = edited(ContinuousGame, info=lambda self, agent: {"action_mask": np.ones(2, np.int8)} if self.clock else {})
+    team = TeamEnv(late)
     team.reset(seed=0)
-    assert "action_mask" not in team.step(np.zeros((2, 2)))[0]
+    with pytest.raises(ValueError, match="now carries an 'action_mask'"):
+        team.step(np.zeros((2, 2)))
 
 
 def test_attributes_are_the_teams_then_the_games() -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hmasd_sb3.envs.alice_and_bob import RENDER_FPS, RENDER_MODES, check_max_steps, check_render_mode
 from hmasd_sb3.envs.alice_and_bob_render import draw_frame, draw_text
 from hmasd_sb3.envs.alice_and_bob_rules import ACTIONS, AGENTS, TEAM_REWARD, BoolArray, CellArray, World
+from hmasd_sb3.envs.resets import rows_to_reset
 
 BatchObservation = dict[str, NDArray[Any]]
 
@@ -91,17 +92,7 @@ class AliceAndBobVectorEnv(VectorEnv[BatchObservation, NDArray[Any], NDArray[Any
         :return: the observations of all rows, and an empty dict
         :raises ValueError: if there are not B seeds or B mask entries
         """
-        if seed is None or isinstance(seed, (int, np.integer)):
-            seeds: list[int | None] = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        else:
-            seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"one seed per environment is needed: {self.num_envs}; got {len(seeds)}")
-        mask = np.ones(self.num_envs, dtype=np.bool_)
-        if options is not None and "reset_mask" in options:
-            mask = np.asarray(options["reset_mask"], dtype=np.bool_)
-            if mask.shape != (self.num_envs,):
-                raise ValueError(f"reset_mask must have the shape ({self.num_envs},); got {mask.shape}")
+        seeds, mask = rows_to_reset(seed, options, self.num_envs)
         for row in np.flatnonzero(mask):
             self._start(int(row), seeds[row])
         self._running = True

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from hmasd_sb3.envs.jaxmarl_games import JaxMARLGame, JaxTree, Transition, import_extra, jaxmarl_game
+from hmasd_sb3.envs.resets import rows_to_reset
 
 TeamObservation = dict[str, NDArray[Any]]
 RENDER_FPS = 8
@@ -75,18 +76,7 @@ class JaxMARLVectorEnv(VectorEnv[TeamObservation, NDArray[Any], NDArray[Any]]):
         :raises ValueError: if there are not B seeds or B mask entries, or the game's observations do not fit their spaces
         :raises RuntimeError: if the first reset leaves rows out
         """
-        seeds: list[int | None]
-        if seed is None or isinstance(seed, (int, np.integer)):
-            seeds = [None if seed is None else int(seed) + row for row in range(self.num_envs)]
-        else:
-            seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"one seed per environment is needed: {self.num_envs}; got {len(seeds)}")
-        mask = np.ones(self.num_envs, dtype=np.bool_)
-        if options is not None and "reset_mask" in options:
-            mask = np.asarray(options["reset_mask"], dtype=np.bool_)
-            if mask.shape != (self.num_envs,):
-                raise ValueError(f"reset_mask must have the shape ({self.num_envs},); got {mask.shape}")
+        seeds, mask = rows_to_reset(seed, options, self.num_envs)
 
         first = self._keys is None
         if first and not mask.all():

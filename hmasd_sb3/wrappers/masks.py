@@ -40,11 +40,14 @@ class ActionMasks:
         self._agents = agents
         self._own = actions.own
         self._sizes = actions.own.sum(axis=1).tolist()
-        self._discrete = actions.discrete
         self._in_obs = observations.mask_in_obs
+        self._in_infos = not self._in_obs and self._infos_hold_masks(infos, present)
+        if (self._in_obs or self._in_infos) and not actions.discrete:
+            raise ValueError(
+                "'action_mask' says which of a Discrete space's actions are legal, but these agents act by a Box."
+            )
         if self._in_obs:
-            self._check_fit(observations.mask_spaces, actions)
-        self._in_infos = actions.discrete and not self._in_obs and self._infos_hold_masks(infos, present)
+            self._check_fit(observations.mask_spaces)
         self.exist = self._in_obs or self._in_infos or actions.differ
         self.legal = self._own
 
@@ -58,8 +61,7 @@ class ActionMasks:
         :raises ValueError: if an agent that is to act has no mask or no legal action, or masks come that were not announced
         """
         if not (self._in_obs or self._in_infos):
-            if self._discrete:
-                self._check_none_in(infos)
+            self._check_none_in(infos)
             if self.exist:
                 self.legal = np.where(present[:, None], self._own, np.int8(1))
             return self.legal
@@ -96,12 +98,8 @@ class ActionMasks:
             raise ValueError(f"the infos of some agents carry an 'action_mask', but not those of {without}: give it to all.")
         return True
 
-    def _check_fit(self, mask_spaces: dict[Any, spaces.Space[Any]], actions: AgentActions) -> None:
+    def _check_fit(self, mask_spaces: dict[Any, spaces.Space[Any]]) -> None:
         for row, agent in enumerate(self._agents):
-            if not actions.discrete:
-                raise ValueError(
-                    f"'action_mask' says which of a Discrete space's actions are legal, but {agent!r} acts by a Box."
-                )
             if mask_spaces[agent].shape != (self._sizes[row],):
                 raise ValueError(
                     f"'action_mask' must have one entry for each of the {self._sizes[row]} actions of {agent!r}; its space is "
