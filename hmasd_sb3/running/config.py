@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -158,7 +159,7 @@ def _read_settings(settings: dict[str, Given]) -> tuple[dict[str, Any], dict[str
                 raise ValueError(f"there is no setting {name!r} (value {value!r}).{nearest(name, known)}")
         except ValueError as error:
             text = str(error)
-            raise InputError(f"{where}: {text if name in text else f'{name} {text}'}") from error
+            raise InputError(f"{where}: {text if re.search(rf'\b{name}\b', text, re.IGNORECASE) else f'{name} {text}'}") from error
     return given, hyperparameters
 
 

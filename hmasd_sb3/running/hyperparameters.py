@@ -118,6 +118,10 @@ def _device(value: Any) -> str:
     if value == "auto":
         return "auto"
     try:
-        return str(th.device(_of_type("device", value, str, "a text")))
+        device = th.device(_of_type("device", value, str, "a text"))
     except RuntimeError as error:
         raise ValueError(f"device must be 'auto' or a device of torch such as 'cpu' or 'cuda:0', got {value!r}.") from error
+    # SB3 would quietly take the processor instead.
+    if device.type == "cuda" and (device.index or 0) >= th.cuda.device_count():
+        raise ValueError(f"device={value!r} is not there: torch sees {th.cuda.device_count()} CUDA devices.")
+    return str(device)

@@ -65,6 +65,8 @@ def _named_run(options: TrainOptions) -> tuple[RunFolder, Path | None]:
     if not path.exists():
         raise InputError(f"--resume {path}: there is no such checkpoint or run folder. (--resume auto finds the newest run.)")
     folder, checkpoint = (RunFolder(path), None) if path.is_dir() else (RunFolder(path.parent.parent), path)
+    if checkpoint is not None and RunFolder(path.parent).holds_run:
+        raise InputError(f"--resume {path}: is no checkpoint; give the run's folder, {path.parent}.")
     if not folder.holds_run:
         what = "is no folder of a run: there is no config.json in it"
         if checkpoint is not None:
