@@ -11,19 +11,24 @@ Knows the policy's acting, the buffer and the gate; knows no loss and no hyperpa
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
+from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.policies.policy import HMASDPolicy
 from hmasd_sb3.sync import SyncGate
 from hmasd_sb3.type_aliases import SkillState, TeamDecision, TerminalRow
 from hmasd_sb3.validation import check_transition
+
+Self = TypeVar("Self", bound="SynchronisedAlgorithm")
 
 
 class SynchronisedAlgorithm(OnPolicyAlgorithm):
@@ -46,7 +51,17 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
     skill_at_rollout_end: str
     skill_state: SkillState | None = None
     """Skills, timers and memories of the training environments, carried from step to step."""
+    after_update: list[Callable[[], None]]
+    """Called between two rollouts, when nothing is half done: the moment for checkpoints. Emptied when ``learn`` starts."""
     _gate: SyncGate
+    _callback: BaseCallback | None = None
+    """That of the present or last ``learn``."""
+    _n_iterations: int = 0
+    _schedule_timesteps: int | None = None
+    _paused: bool = False
+    """Whether the rollout in the buffer was closed in good order, so that collecting can go on with it."""
+    _mid_step: bool = False
+    """Whether the environments have moved on, but their step is not stored: they and ``_last_obs`` do not fit together."""
 
     @property
     def policy_version(self) -> int:
@@ -59,6 +74,7 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
 
     def enable_data_collection(self) -> None:
         """Begin a rollout with the current policy; an unfinished one is dropped."""
+        self._paused = False
         self._gate.open()
         self.rollout_buffer.reset()
         assert self.skill_state is not None
@@ -69,17 +85,105 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         """End the rollout: no sample is accepted until collection is enabled again."""
         self._gate.close()
 
-    def start_cycle(self, total_timesteps: int) -> None:
+    def start_cycle(self, total_timesteps: int, reset_num_timesteps: bool = True) -> None:
         """Get ready to run the cycle by hand: reset environments, counters and logger as ``learn`` does.
 
         :param total_timesteps: environment steps planned, for the schedules
+        :param reset_num_timesteps: False goes on with the counters and environments as they are, or as a loaded file has them
         """
-        self._setup_learn(total_timesteps, tb_log_name=type(self).__name__)
+        self._setup_learn(total_timesteps, None, reset_num_timesteps, type(self).__name__)
+        self._continue_run()
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError("There is no environment to learn in: pass one to load(path, env=...) or to set_env(env).")
-        return super()._setup_learn(*args, **kwargs)
+        self._check_before_learning()
+        self.after_update = []
+        self._schedule_timesteps = None
+        if self._mid_step:
+            self._last_obs = None  # an error broke off a step, so only a reset brings environments and observation together
+            self._mid_step = False
+        if reset_num_timesteps or self._last_obs is None:
+            self._paused = False
+        if reset_num_timesteps:
+            self._n_iterations = 0
+        total_timesteps, self._callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        return total_timesteps, self._callback
+
+    def _check_before_learning(self) -> None:
+        """Refuse settings that make training impossible, before anything has begun."""
+
+    def _continue_run(self) -> None:
+        """After everything is set up: put back what a loaded run had beyond it."""
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, self._schedule_timesteps or total_timesteps)
+
+    # ------------------------------------------------------------------ learning
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "HMASD",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+        schedule_timesteps: int | None = None,
+    ) -> Self:
+        """Train for at least ``total_timesteps`` environment steps (all agents acting once in one environment is one).
+
+        :param total_timesteps: environment steps of this call
+        :param callback: called at every step
+        :param log_interval: rollouts between two lines of the log
+        :param tb_log_name: name of the run in the TensorBoard log
+        :param reset_num_timesteps: False goes on with the run: this model's own, or the one that a loaded file holds, exactly
+            as if there had been no interruption
+        :param progress_bar: show progress and time left (needs tqdm and rich)
+        :param schedule_timesteps: environment steps, counted from the run's start, over which schedules go from 1 to 0; by
+            default to the end of this call. With it, a run cut into several calls is the same as one in a single call
+        :raises ValueError: if the schedules were to end before this call does
+        """
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if schedule_timesteps is not None and schedule_timesteps < total_timesteps:
+            raise ValueError(
+                f"schedule_timesteps={schedule_timesteps} ends before the training does, at {total_timesteps} environment "
+                "steps from its start. Give the length of the whole run, earlier calls included."
+            )
+        self._schedule_timesteps = schedule_timesteps
+        callback.on_training_start(locals(), globals())
+        self._continue_run()
+        # A rollout that was complete when a stop came still has its update before it.
+        while self.num_timesteps < total_timesteps or (self._paused and self.should_sync_update()):
+            if not self._learn_once(callback, log_interval):
+                break
+        callback.on_training_end()
+        return self
+
+    def _learn_once(self, callback: BaseCallback, log_interval: int | None) -> bool:
+        """One turn of the cycle: collect, log, update; False when a callback asks for the end."""
+        assert self.env is not None
+        if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+            return False
+        self._n_iterations += 1
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        if log_interval is not None and self._n_iterations % log_interval == 0:
+            self.dump_logs(self._n_iterations)
+        self.train()
+        for hook in self.after_update:
+            hook()
+        return True
 
     @abstractmethod
     def sync_update(self) -> None:
@@ -94,21 +198,29 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
     ) -> bool:
         """Collect one synchronised batch; see the base class for the arguments.
 
-        :return: False if a callback asked to stop; the unfinished batch is then dropped
+        :return: False if a callback asked to stop. The unfinished batch is kept: the next call goes on with it, unless the
+            environments have been reset in between
         :raises InvalidTransitionError: when an environment returns NaN or infinity
         """
         self.policy.set_training_mode(False)
-        self.enable_data_collection()
+        if self._paused:
+            self._paused = False
+            self._gate.reopen()
+        else:
+            self.enable_data_collection()
         assert isinstance(self._last_obs, dict)
         check_transition(self._last_obs, None, self.num_timesteps)  # a reset may have come just before
         callback.on_rollout_start()
         while not self.should_sync_update():
             decision = self.decide()
+            self._mid_step = True
             new_obs, rewards, dones, infos = env.step(self.policy.to_env_actions(decision.actions))
             self.store_step(decision, new_obs, rewards, dones, infos)
+            self._mid_step = False
             callback.update_locals(locals())
             if not callback.on_step():
                 self.disable_data_collection()
+                self._paused = True
                 return False
         self.disable_data_collection()
         callback.update_locals(locals())
@@ -144,6 +256,7 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         :raises SyncError: when the sample may not enter this rollout
         """
         timestep = self.num_timesteps + self.n_envs
+        _check_decision(decision, self.num_timesteps)
         check_transition(new_obs, rewards, timestep)
         dones = np.asarray(dones, dtype=bool)
         truncated, lost = np.zeros_like(dones), np.zeros_like(dones)
@@ -178,3 +291,18 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         self._last_obs = new_obs
         self._last_episode_starts = dones
         self.skill_state = decision.state
+
+
+def _check_decision(decision: TeamDecision, timestep: int) -> None:
+    """Refuse actions of networks that have lost their numbers.
+
+    :raises NonFiniteError: naming network, environment and timestep
+    """
+    for network, log_probs in (("actor", decision.log_probs), ("coordinator", decision.skill_log_probs)):
+        if not np.isfinite(log_probs.sum()):
+            bad = ~np.isfinite(log_probs).all(axis=1)
+            if bad.any():
+                raise NonFiniteError(
+                    f"The {network} gave NaN or infinity in environment {np.flatnonzero(bad)[0]} at timestep {timestep}. "
+                    "Look at the size of that environment's observations, or lower the learning rate."
+                )

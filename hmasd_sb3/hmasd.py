@@ -7,27 +7,23 @@ in ``rollouts.py`` (rewards, values, advantages) and ``updates.py`` (one functio
 from __future__ import annotations
 
 import copy
-import io
-import pathlib
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
-from hmasd_sb3.cycle import SynchronisedAlgorithm
+from hmasd_sb3.persistence import PersistentAlgorithm
 from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.policies.policy import NETWORKS, POLICIES, HMASDPolicy
 from hmasd_sb3.policies.spec import TeamSpec, arriving_space
 from hmasd_sb3.reporting import InertTeamSkillWatch, log_rollout, log_update
-from hmasd_sb3.rollouts import ReturnSettings, evaluate_rollout
-from hmasd_sb3.saving import check_is_ours, check_parameters_finite, save_atomically
+from hmasd_sb3.rollouts import ReturnSettings, check_rollout_finite, evaluate_rollout
 from hmasd_sb3.schedules import ConfusionGatedNoise
 from hmasd_sb3.sync import SyncGate
 from hmasd_sb3.type_aliases import UpdateStats
@@ -50,7 +46,7 @@ from hmasd_sb3.validation import (
 from hmasd_sb3.wrappers import as_team_vec_env, make_team_vec_env
 
 
-class HMASD(SynchronisedAlgorithm):
+class HMASD(PersistentAlgorithm):
     """Hierarchical Multi-Agent Skill Discovery (Yang et al., NeurIPS 2023).
 
     Every float marked *schedule* may also be a function of the remaining progress (1 at the start, 0 at the end).
@@ -96,6 +92,10 @@ class HMASD(SynchronisedAlgorithm):
     :param discriminator_batch_size: environment steps per such gradient step
     :param discriminator_noise: Gaussian noise on the discriminators' scaled training inputs (*schedule*); by default it
         follows how well skills can be told apart, see :class:`~hmasd_sb3.ConfusionGatedNoise`
+    :param on_nan: what happens when a loss, gradient, observation or reward is NaN or infinite. "stop": an error that names
+        it; "rollback": training goes back to its last good checkpoint, with half the learning rates. Needs a
+        :class:`~hmasd_sb3.monitoring.TrainingCheckpoint` among the callbacks
+    :param max_rollbacks: how often it may go back before it stops after all
     :param stats_window_size: episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log, or None
     :param policy_kwargs: further arguments of the policy class
@@ -144,6 +144,8 @@ class HMASD(SynchronisedAlgorithm):
         discriminator_n_updates: int = 15,
         discriminator_batch_size: int = 2048,
         discriminator_noise: float | Schedule = ConfusionGatedNoise(),  # noqa: B008  (copied below)
+        on_nan: str = "stop",
+        max_rollbacks: int = 3,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -199,6 +201,8 @@ class HMASD(SynchronisedAlgorithm):
         self.discriminator_learning_rate = discriminator_learning_rate
         self.discriminator_n_updates = discriminator_n_updates
         self.discriminator_batch_size = discriminator_batch_size
+        self.on_nan = on_nan
+        self.max_rollbacks = max_rollbacks
         self.discriminator_noise = copy.deepcopy(discriminator_noise)  # its state, if any, is this model's own
         if _init_setup_model:
             if self.env is None:
@@ -264,7 +268,7 @@ class HMASD(SynchronisedAlgorithm):
 
     def enable_data_collection(self) -> None:
         """Begin a rollout with the current policy; an unfinished one is dropped."""
-        if 0 < self.rollout_buffer.pos < self.n_steps:
+        if self._gate.samples_collected:
             # The critic has not followed the steps of the rollout that is dropped, so it starts afresh.
             self._critic_hidden.zero_()
         super().enable_data_collection()
@@ -281,9 +285,17 @@ class HMASD(SynchronisedAlgorithm):
         assert isinstance(self._last_obs, dict)
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self.rollout_buffer.finish(self._last_obs)
+        try:
+            self._learn_from_rollout()
+        except NonFiniteError as error:
+            self._gate.abandon_update()
+            raise NonFiniteError(f"Update {self.policy_version + 1}, timestep {self.num_timesteps}: {error}") from error
+
+    def _learn_from_rollout(self) -> None:
         self._critic_hidden, reward_stats = evaluate_rollout(
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
         )
+        check_rollout_finite(self.rollout_buffer)
         report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats)
         if "team_accuracy" in report:  # else nothing happened that skills could be recognised by
             if isinstance(self.discriminator_noise, ConfusionGatedNoise):
@@ -292,11 +304,7 @@ class HMASD(SynchronisedAlgorithm):
                 self._inert_watch.look(report)
         self.policy.set_training_mode(True)
         self._set_learning_rates()
-        try:
-            stats = self._update_networks()
-        except NonFiniteError as error:
-            self._gate.abandon_update()
-            raise NonFiniteError(f"Update {self.policy_version + 1}, timestep {self.num_timesteps}: {error}") from error
+        stats = self._update_networks()
         self._n_updates += 1
         self._gate.finish_update()
         log_update(self.logger, self.policy, stats, self._gate)
@@ -332,8 +340,9 @@ class HMASD(SynchronisedAlgorithm):
     def _set_learning_rates(self) -> None:
         for network in NETWORKS:
             schedule = "discriminator_learning_rate" if network == "discriminators" else "learning_rate"
-            update_learning_rate(self.policy.flat(network).optimizer, self.scheduled(schedule))
-            self.logger.record(f"train/{schedule}", self.scheduled(schedule))
+            learning_rate = self.scheduled(schedule) * self._learning_rate_scale
+            update_learning_rate(self.policy.flat(network).optimizer, learning_rate)
+            self.logger.record(f"train/{schedule}", learning_rate)
 
     def _update_networks(self) -> dict[str, UpdateStats]:
         high = self._ppo_settings(self.skill_n_epochs, "skill_ent_coef", self.skill_target_kl)
@@ -352,50 +361,10 @@ class HMASD(SynchronisedAlgorithm):
             "discriminators": update_discriminators(*learner, discriminating, self._rng),
         }
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "HMASD",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> HMASD:
-        """Train for at least ``total_timesteps`` environment steps (all agents acting once in one environment is one)."""
+    def _check_before_learning(self) -> None:
+        super()._check_before_learning()
         # Not checked by load(): a model may be loaded with fewer environments only to be evaluated.
         resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_gate", "_schedules", "_critic_hidden", "_inert_watch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"policy.{network}_optimizer" for network in NETWORKS)], []
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Save as SB3 does, but replace an existing file only once the new one is complete.
-
-        :raises NonFiniteError: if a parameter is NaN or infinite; an existing file is left as it was
-        """
-        check_parameters_finite(self.policy)
-        save_atomically(path, lambda target: super(HMASD, self).save(target, exclude, include))
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | Any | None = None,
-        device: th.device | str = "auto",
-        **kwargs: Any,
-    ) -> HMASD:
-        """Load a model saved by HMASD; see the base class for the arguments.
-
-        :raises ValueError: if another algorithm saved the file
-        """
-        check_is_ours(path)
-        return super().load(path, env, device, **kwargs)

@@ -12,6 +12,7 @@ import torch as th
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.normalization import ValueNorm, to_float
+from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.policies.policy import HMASDPolicy
 from hmasd_sb3.returns import (
     chance_level_return,
@@ -66,6 +67,29 @@ def evaluate_rollout(
         critic_hidden = _fill_low_level(policy, buffer, critic_hidden, settings)
         _fill_high_level(policy, buffer, settings)
     return critic_hidden, stats
+
+
+def check_rollout_finite(buffer: SkillRolloutBuffer) -> None:
+    """Refuse values and returns that are NaN or infinite, before anything is learnt from them.
+
+    :raises NonFiniteError: naming what, and the environment and step of the rollout where it is first met
+    """
+    sources = {
+        "discriminators' rewards": buffer.agent_rewards,
+        "critic's values": buffer.values,
+        "low-level returns": buffer.returns,
+        "coordinator's values": buffer.skill_values,
+        "high-level returns": buffer.skill_returns,
+    }
+    for name, array in sources.items():
+        if not np.isfinite(array.sum()):
+            bad = ~np.isfinite(array).all(axis=-1)
+            if bad.any():
+                step, env = np.argwhere(bad)[0]
+                raise NonFiniteError(
+                    f"The {name} hold NaN or infinity, first in environment {env} at step {step} of the rollout. Look at the "
+                    "size of that environment's observations and rewards, or lower the learning rate."
+                )
 
 
 def _fill_agent_rewards(

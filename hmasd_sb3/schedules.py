@@ -68,5 +68,13 @@ class ConfusionGatedNoise:
         factor = self.growth if worst_accuracy >= self.accuracy else self.shrink
         self.level = min(self.high, max(self.low, self.level * factor))
 
+    def state_dict(self) -> dict[str, float]:
+        """What has changed since it was made."""
+        return {"level": self.level}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Put the level back."""
+        self.level = float(state["level"])
+
     def __repr__(self) -> str:
         return f"ConfusionGatedNoise(low={self.low}, high={self.high}, accuracy={self.accuracy}, level={self.level:.3f})"

@@ -59,6 +59,11 @@ class SyncGate:
         self.contributions[:] = 0
         self._phase_start = time.perf_counter()
 
+    def reopen(self) -> None:
+        """Go on with a rollout that was closed before it was complete."""
+        self.collecting = True
+        self._phase_start = time.perf_counter() - self.collection_time
+
     def close(self) -> None:
         """End the rollout; no sample is accepted from here on."""
         if self.collecting:

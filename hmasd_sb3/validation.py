@@ -28,6 +28,7 @@ _COUNTS = (
     "sequence_length",
     "discriminator_n_updates",
     "discriminator_batch_size",
+    "max_rollbacks",
 )
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "gamma": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
@@ -41,7 +42,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "skill_target_kl": (lambda x: x > 0.0, "above 0, or None for no limit"),
 }
 _OPTIONAL = ("target_kl", "skill_target_kl")
-_CHOICES: dict[str, tuple[str, ...]] = {"skill_at_rollout_end": ("continue", "reassign")}
+_CHOICES: dict[str, tuple[str, ...]] = {"skill_at_rollout_end": ("continue", "reassign"), "on_nan": ("stop", "rollback")}
 SCHEDULED: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda x: x >= 0.0, "at least 0"),
     "discriminator_learning_rate": (lambda x: x >= 0.0, "at least 0"),

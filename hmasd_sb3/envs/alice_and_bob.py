@@ -15,9 +15,12 @@ from pettingzoo import ParallelEnv
 
 from hmasd_sb3.envs.alice_and_bob_render import draw_frame, draw_text
 from hmasd_sb3.envs.alice_and_bob_rules import ACTIONS, AGENTS, TEAM_REWARD, FloatArray, World
+from hmasd_sb3.envs.generators import generator_state, restored_generator
+from hmasd_sb3.envs.plain_state import checked_entries, checked_like, checked_type
 
 RENDER_MODES = ("rgb_array", "ansi")
 RENDER_FPS = 6
+STATE_KEYS = ("cells", "collected", "steps", "running", "generator")
 
 StepReturn = tuple[dict[str, FloatArray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]
 
@@ -197,6 +200,30 @@ class AliceAndBobParallelEnv(ParallelEnv):  # type: ignore[misc]
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the game goes on, as plain data: the episode and the random stream."""
+        return {
+            "cells": self._cells.copy(),
+            "collected": self._collected.copy(),
+            "steps": self._steps,
+            "running": bool(self.agents),
+            "generator": generator_state(self._np_random),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another game was, which must have been made with the same arguments.
+
+        :param state: from `state_dict`
+        :raises ValueError: if it does not fit; nothing is changed then
+        """
+        checked_entries(state, STATE_KEYS, type(self).__name__)
+        cells = self.world.checked_cells(checked_like(state["cells"], self._cells, "'cells'"))
+        collected = checked_like(state["collected"], self._collected, "'collected'")
+        steps, running = checked_type(state["steps"], int, "'steps'"), checked_type(state["running"], bool, "'running'")
+        self._np_random = restored_generator(state["generator"])
+        self._cells, self._collected, self._steps = cells, collected, steps
+        self.agents = list(AGENTS) if running else []
 
     def _observe(self) -> dict[str, FloatArray]:
         return dict(zip(AGENTS, self.world.observations(self._cells, self._collected), strict=True))

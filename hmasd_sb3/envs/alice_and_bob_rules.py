@@ -116,6 +116,17 @@ class World:
             raise ValueError(f"a position (x, y) must lie within 0..{self.size - 1}; got ({x}, {y})")
         return y * self.size + x
 
+    def checked_cells(self, cells: CellArray) -> CellArray:
+        """The cells themselves.
+
+        :raises ValueError: if there are no such cells
+        """
+        if (cells < 0).any() or (cells >= self.n_cells).any():
+            raise ValueError(
+                f"cells must lie within 0..{self.n_cells - 1}, as the room is {self.size} x {self.size}; got {cells.tolist()}"
+            )
+        return cells
+
     def draw_start(self, rng: np.random.Generator) -> CellArray:
         """Uniformly random cells of the two agents, who may share one.
 

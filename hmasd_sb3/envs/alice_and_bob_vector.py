@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from hmasd_sb3.envs.alice_and_bob import RENDER_FPS, RENDER_MODES, check_max_steps, check_render_mode
 from hmasd_sb3.envs.alice_and_bob_render import draw_frame, draw_text
 from hmasd_sb3.envs.alice_and_bob_rules import ACTIONS, AGENTS, TEAM_REWARD, BoolArray, CellArray, World
+from hmasd_sb3.envs.generators import generator_state, restored_generator
+from hmasd_sb3.envs.plain_state import checked_entries, checked_like, checked_type
 from hmasd_sb3.envs.resets import rows_to_reset
 
 BatchObservation = dict[str, NDArray[Any]]
+STATE_KEYS = ("cells", "collected", "steps", "running", "generators")
 
 
 class AliceAndBobVectorEnv(VectorEnv[BatchObservation, NDArray[Any], NDArray[Any]]):
@@ -134,6 +137,33 @@ class AliceAndBobVectorEnv(VectorEnv[BatchObservation, NDArray[Any], NDArray[Any
 
     def close_extras(self, **kwargs: Any) -> None:
         """Nothing is held open."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the games go on, as plain data: the episodes and the rows' random streams."""
+        return {
+            "cells": self._cells.copy(),
+            "collected": self._collected.copy(),
+            "steps": self._steps.copy(),
+            "running": self._running,
+            "generators": [generator_state(rng) for rng in self._rngs],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where as many other games were, which must have been made with the same arguments.
+
+        :param state: from `state_dict`
+        :raises ValueError: if it does not fit; nothing is changed then
+        """
+        checked_entries(state, STATE_KEYS, type(self).__name__)
+        cells = self.world.checked_cells(checked_like(state["cells"], self._cells, "'cells'"))
+        collected = checked_like(state["collected"], self._collected, "'collected'")
+        steps = checked_like(state["steps"], self._steps, "'steps'")
+        running = checked_type(state["running"], bool, "'running'")
+        generators = checked_type(state["generators"], (list, tuple), "'generators'")
+        if len(generators) != self.num_envs:
+            raise ValueError(f"'generators' must hold one per row, {self.num_envs}; got {len(generators)}")
+        self._rngs = [restored_generator(one) for one in generators]
+        self._cells, self._collected, self._steps, self._running = cells, collected, steps, running
 
     def _start(self, row: int, seed: int | None) -> None:
         rng = self._rngs[row]

@@ -74,3 +74,16 @@ class FlatOptimizer:
             self.gradient.mul_(max_grad_norm / (norm + 1e-6))
         self.optimizer.step()
         return norm
+
+
+def check_parameters_finite(policy: nn.Module) -> None:
+    """Refuse to save ruined networks.
+
+    :raises NonFiniteError: naming the first parameter with NaN or infinity
+    """
+    for name, parameter in policy.named_parameters():
+        if not bool(th.isfinite(parameter).all()):
+            raise NonFiniteError(
+                f"Parameter {name!r} holds NaN or infinity, so the model was not saved and any existing file was kept. "
+                "Go back to the last good checkpoint and lower the learning rate."
+            )

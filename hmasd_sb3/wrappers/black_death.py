@@ -56,11 +56,11 @@ def repair_black_death(parallel_env: ParallelEnv) -> tuple[ParallelEnv, bool]:
         while isinstance(inner, black_death_par):
             inner, found = inner.env, True
         if inner is not getattr(layer, place):
-            setattr(layer, place, _LivingAct(inner))
+            setattr(layer, place, LivingAct(inner))
     return game, found
 
 
-class _LivingAct(BaseParallelWrapper):  # type: ignore[misc]
+class LivingAct(BaseParallelWrapper):  # type: ignore[misc]
     """Passes on the actions of the agents that are alive, and everything else as it is."""
 
     def step(self, actions: dict[Any, Any]) -> Any:

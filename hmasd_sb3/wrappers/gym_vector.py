@@ -7,10 +7,13 @@ from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from hmasd_sb3.envs.plain_state import checked_entries
+from hmasd_sb3.wrappers.layer_states import collect_layers, restore_layers
+from hmasd_sb3.wrappers.reset_orders import checked_reset_orders, reset_orders, set_reset_orders
 from hmasd_sb3.wrappers.team_spaces import check_team_spaces
 
 
@@ -145,6 +148,32 @@ class GymVectorTeamVecEnv(VecEnv):
     ) -> list[bool]:
         """False for each row: rows are not single environments with wrappers around them."""
         return [False] * len(self._rows(indices))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the rows go on, as plain data.
+
+        :raises EnvStateError: if the vector environment, or a wrapper of it, has no ``state_dict()`` and
+            ``load_state_dict(state)``
+        """
+        return {"vector_env": collect_layers(self._layers(), {}), "resets": reset_orders(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where other rows were, without a reset.
+
+        :param state: from `state_dict`
+        :raises EnvStateError: if the vector environment cannot take its part
+        :raises ValueError: if another part does not fit; nothing is changed then
+        """
+        checked_entries(state, ("vector_env", "resets"), type(self).__name__)
+        resets = checked_reset_orders(self, state["resets"])
+        restore_layers(self._layers(), {}, state["vector_env"])
+        set_reset_orders(self, resets)
+
+    def _layers(self) -> list[VectorEnv[Any, Any, Any]]:
+        layers = [self.vector_env]
+        while isinstance(layers[-1], VectorWrapper):
+            layers.append(layers[-1].env)
+        return layers
 
     def _last_info(self, info: dict[str, Any], row: int, truncated: bool) -> dict[str, Any]:
         """The info of an episode's last step, made of the info that Gymnasium gives for that step and the restart.

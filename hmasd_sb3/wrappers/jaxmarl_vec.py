@@ -13,11 +13,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from hmasd_sb3.envs.generators import generator_state, restored_generator
 from hmasd_sb3.envs.jaxmarl_games import JaxMARLGame, JaxTree, Transition, import_extra, jaxmarl_game
+from hmasd_sb3.envs.plain_state import checked_entries, checked_type
 from hmasd_sb3.envs.resets import rows_to_reset
+from hmasd_sb3.wrappers.jaxmarl_states import KEY_IMPLEMENTATION, restored_running, tree_state
 
 TeamObservation = dict[str, NDArray[Any]]
 RENDER_FPS = 8
+_RUNNING = ("keys", "states", "observations")
 
 
 class JaxMARLVectorEnv(VectorEnv[TeamObservation, NDArray[Any], NDArray[Any]]):
@@ -126,6 +130,20 @@ class JaxMARLVectorEnv(VectorEnv[TeamObservation, NDArray[Any], NDArray[Any]]):
     def close_extras(self, **kwargs: Any) -> None:
         """Nothing is held open."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the games go on, as plain data: JAX's arrays and random keys."""
+        running = (self._keys, self._states, self._observations)
+        return {name: tree_state(tree) for name, tree in zip(_RUNNING, running, strict=True)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where as many other games were, which must have been made with the same arguments.
+
+        :param state: from `state_dict`
+        :raises ValueError: if it does not fit; nothing is changed then
+        """
+        checked_entries(state, _RUNNING, type(self).__name__)
+        self._keys, self._states, self._observations = restored_running(self.game, self.num_envs, state, _RUNNING)
+
     def _seed(self, seeds: list[int | None], mask: NDArray[np.bool_]) -> None:
         """Begin the random streams of the marked rows that were given a seed, and of all that have none yet."""
         if self._keys is None:
@@ -194,6 +212,27 @@ class JaxMARLTeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         info = {key: value[0].item() for key, value in played.final_info.items()} if terminated or truncated else {}
         return _row(played.observation, 0), float(played.reward[0]), terminated, truncated, info
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the game goes on, as plain data: JAX's arrays and random keys."""
+        return {
+            "keys": tree_state(self._keys),
+            "states": tree_state(self._states),
+            "generator": generator_state(self._np_random),
+            "seed": self._np_random_seed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another game was, which must have been made with the same arguments.
+
+        :param state: from `state_dict`
+        :raises ValueError: if it does not fit; nothing is changed then
+        """
+        checked_entries(state, ("keys", "states", "generator", "seed"), type(self).__name__)
+        seed = checked_type(state["seed"], (int, type(None)), "'seed'")
+        generator = restored_generator(state["generator"])
+        self._keys, self._states, _ = restored_running(self.game, 1, state, ("keys", "states"))
+        self._np_random, self._np_random_seed = generator, seed
+
     def render(self) -> NDArray[np.uint8] | None:
         """A picture with the render mode ``rgb_array``, else None.
 
@@ -260,7 +299,7 @@ def _keys(seeds: Sequence[int]) -> JaxTree:
         if not 0 <= seed < 2**64:
             raise ValueError(f"a seed must be from 0 to 2**64 - 1; got {seed}")
     words = np.array([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], dtype=np.uint32)
-    return import_extra("jax").random.wrap_key_data(words, impl="threefry2x32")
+    return import_extra("jax").random.wrap_key_data(words, impl=KEY_IMPLEMENTATION)
 
 
 def _fresh_seed() -> int:

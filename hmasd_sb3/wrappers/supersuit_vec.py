@@ -16,6 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from supersuit.vector import ProcConcatVec
 
+from hmasd_sb3.envs.plain_state import checked_entries
+from hmasd_sb3.wrappers.states import collect_venv, restore_venv
 from hmasd_sb3.wrappers.supersuit_games import (
     GameCopy,
     check_games,
@@ -157,6 +159,24 @@ class SuperSuitTeamVecEnv(VecEnv):
     ) -> list[bool]:
         """Whether a Gymnasium wrapper is around the teams: never, as pipelines wrap games."""
         return self._teams.env_is_wrapped(wrapper_class, indices)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the teams go on, as plain data.
+
+        :raises EnvStateError: if a game, or a wrapper of it, cannot give its state
+        """
+        return {"teams": collect_venv(self._teams)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where other teams were, without a reset. Both pipelines must have been made with ``num_cpus`` of 0 or 1, or
+        both with more.
+
+        :param state: from `state_dict`
+        :raises EnvStateError: if the teams cannot take it
+        :raises ValueError: if it is of something else
+        """
+        checked_entries(state, ("teams",), type(self).__name__)
+        restore_venv(self._teams, state["teams"])
 
     def _check_has(self, name: str) -> None:
         """Asked first, so that the error names what was looked for and where."""

@@ -6,17 +6,28 @@ That makes every tool for single-agent environments (Monitor, vector environment
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from pettingzoo import AECEnv, ParallelEnv
+from pettingzoo import ParallelEnv
 
+from hmasd_sb3.envs.generators import generator_state, restored_generator
+from hmasd_sb3.envs.plain_state import checked_entries, checked_like, checked_type
 from hmasd_sb3.wrappers.agents import AgentActions, AgentObservations
 from hmasd_sb3.wrappers.black_death import game_layers, repair_black_death
+from hmasd_sb3.wrappers.game_answers import (
+    agents_spaces,
+    check_is_parallel_env,
+    dicts_by_agent,
+    one_number,
+    possible_agents,
+    team_info,
+)
+from hmasd_sb3.wrappers.game_states import game_state, restore_game
 from hmasd_sb3.wrappers.masks import ActionMasks
 from hmasd_sb3.wrappers.team_spaces import (
     ACTION_MASK,
@@ -32,6 +43,7 @@ from hmasd_sb3.wrappers.views import DiscriminatorViews, StateRule, StateView
 TeamObservation = dict[str, NDArray[Any]]
 _RESET = ("observations", "infos")
 _STEP = ("observations", "rewards", "terminations", "truncations", "infos")
+_STATE_KEYS = ("game", "present", "legal", "running", "first_reset", "generator", "seed")
 RewardRule = Literal["sum", "mean"] | Callable[[dict[Any, float]], float]
 
 
@@ -86,14 +98,14 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         state: StateRule = None,
         agent_mask: bool | None = None,
     ) -> None:
-        _check_is_parallel_env(parallel_env)
+        check_is_parallel_env(parallel_env)
         if not callable(reward) and reward not in ("sum", "mean"):
             raise ValueError(f"reward must be 'sum', 'mean' or a function of the agents' rewards; got {reward!r}")
         if not callable(state) and state not in (None, "joined"):
             raise ValueError(f"state must be None, 'joined' or a function of the game; got {state!r}")
         self.parallel_env, _ = repair_black_death(parallel_env)
         parallel_env = self.parallel_env
-        self.possible_agents: list[Any] = _possible_agents(parallel_env)
+        self.possible_agents: list[Any] = possible_agents(parallel_env)
         self.n_agents = len(self.possible_agents)
         self._known = set(self.possible_agents)
         self.metadata = dict(getattr(parallel_env, "metadata", None) or {})
@@ -103,11 +115,11 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
 
         self._reward_rule = reward
         self._observations = AgentObservations(
-            _agents_spaces(parallel_env, "observation_space", self.possible_agents), with_absent=self.agents_may_leave
+            agents_spaces(parallel_env, "observation_space", self.possible_agents), with_absent=self.agents_may_leave
         )
-        self._actions = AgentActions(_agents_spaces(parallel_env, "action_space", self.possible_agents))
+        self._actions = AgentActions(agents_spaces(parallel_env, "action_space", self.possible_agents))
         self.action_space = self._actions.space
-        _, infos = _dicts_by_agent(parallel_env.reset(), _RESET, "reset()")
+        _, infos = dicts_by_agent(parallel_env.reset(), _RESET, "reset()")
         self._present = self._who_is_there()
         """(N,) bool, who is to act."""
         self._masks = ActionMasks(self.possible_agents, self._observations, self._actions, infos, self._present)
@@ -129,14 +141,14 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         """
         super().reset(seed=seed)
         result = self.parallel_env.reset(seed=seed, options=options)
-        observations, infos = _dicts_by_agent(result, _RESET, "reset()")
+        observations, infos = dicts_by_agent(result, _RESET, "reset()")
         self._present = self._who_is_there()
         self._running = True
         team_observation = self._team_observation(observations, infos, self._present, last=False)
         if self._first_reset:
             self._first_reset = False
             self._warn_if_outside(team_observation)
-        return team_observation, _team_info(self.possible_agents, infos)
+        return team_observation, team_info(self.possible_agents, infos)
 
     def step(self, action: NDArray[Any]) -> tuple[TeamObservation, float, bool, bool, dict[str, Any]]:
         """Let every agent that is there act once.
@@ -151,7 +163,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
             raise RuntimeError("no episode is running: call reset() before step()")
         acted = self._present
         actions = self._actions.decode(action, self._masks.legal, acted)
-        observations, rewards, terminations, truncations, infos = _dicts_by_agent(
+        observations, rewards, terminations, truncations, infos = dicts_by_agent(
             self.parallel_env.step(actions), _STEP, "step()"
         )
         self._check_ends_reported(acted, terminations, truncations)
@@ -169,7 +181,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
             team_reward,
             last and terminated,
             last and not terminated,
-            _team_info(self.possible_agents, infos),
+            team_info(self.possible_agents, infos),
         )
 
     def render(self) -> Any:
@@ -179,6 +191,41 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
     def close(self) -> None:
         """Close the game."""
         self.parallel_env.close()
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the team goes on, as plain data: its own state and that of the game.
+
+        :raises EnvStateError: if the game, or a wrapper of it, has no ``state_dict()`` and ``load_state_dict(state)``
+        """
+        return {
+            "game": game_state(self.parallel_env),
+            "present": self._present.copy(),
+            "legal": self._masks.legal.copy(),
+            "running": self._running,
+            "first_reset": self._first_reset,
+            "generator": generator_state(self._np_random),
+            "seed": self._np_random_seed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another team was, whose game was made with the same arguments; no reset is needed.
+
+        :param state: from `state_dict`
+        :raises EnvStateError: if the game cannot take its part
+        :raises ValueError: if the team's own part does not fit; nothing is changed then
+        """
+        checked_entries(state, _STATE_KEYS, type(self).__name__)
+        present = checked_like(state["present"], self._present, "'present'")
+        legal = checked_like(state["legal"], self._masks.legal, "'legal'")
+        running, first_reset = (checked_type(state[key], bool, repr(key)) for key in ("running", "first_reset"))
+        seed = checked_type(state["seed"], (int, type(None)), "'seed'")
+        generator = restored_generator(state["generator"])
+        restore_game(self.parallel_env, state["game"])
+        self._present, self._masks.legal = present, legal
+        self._running, self._first_reset = running, first_reset
+        self._np_random, self._np_random_seed = generator, seed
 
     # ---- attributes
 
@@ -312,7 +359,7 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
                     f"the game returned no reward for {self.possible_agents[row]!r}; give 0.0 where there is none."
                 )
         # Some games go on rewarding agents that have left, and that is the team's too.
-        by_agent = {agent: _one_number(agent, rewards[agent]) for agent in self.possible_agents if agent in rewards}
+        by_agent = {agent: one_number(agent, rewards[agent]) for agent in self.possible_agents if agent in rewards}
         if callable(self._reward_rule):
             return float(self._reward_rule(by_agent))
         total = sum(by_agent.values())
@@ -334,64 +381,3 @@ class TeamEnv(gym.Env[TeamObservation, NDArray[Any]]):
         if self._views.state_space is not None:
             team[DISCRIMINATOR_STATE] = self._views.read_state()
         return team
-
-
-def _check_is_parallel_env(env: Any) -> None:
-    if isinstance(env, ParallelEnv):
-        return
-    if isinstance(env, AECEnv):
-        hint = "convert the turn-based game with pettingzoo.utils.conversions.aec_to_parallel first"
-    elif callable(env):
-        hint = "call the factory and pass the game it makes"
-    else:
-        hint = "pass a pettingzoo.ParallelEnv"
-    raise TypeError(f"TeamEnv wraps a PettingZoo ParallelEnv; got {type(env).__name__}: {hint}.")
-
-
-def _possible_agents(env: ParallelEnv) -> list[Any]:
-    listed = getattr(env, "possible_agents", None)
-    agents = [] if listed is None else list(listed)
-    if not agents:
-        raise ValueError("the game must list its agents in 'possible_agents', before its first reset; it lists none.")
-    if len(set(agents)) < len(agents):
-        raise ValueError(f"the game lists an agent twice in 'possible_agents', {agents}: give each a name of its own.")
-    return agents
-
-
-def _dicts_by_agent(result: Any, names: tuple[str, ...], method: str) -> Sequence[Mapping[Any, Any]]:
-    """What a game returned, refused unless it is what PettingZoo's ``ParallelEnv`` returns."""
-    if not isinstance(result, tuple | list) or len(result) != len(names):
-        got = f"{len(result)} of them" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
-        raise ValueError(
-            f"the game's {method} must return {len(names)} dicts, {', '.join(names)}; got {got}. Games for PettingZoo before "
-            "1.23 returned others: bring the game up to date."
-        )
-    for name, part in zip(names, result, strict=True):
-        if not isinstance(part, Mapping):
-            raise ValueError(f"the {name} that the game's {method} returned must be a dict by agent; got {part!r}")
-    return result
-
-
-def _one_number(agent: Any, reward: Any) -> float:
-    """An agent's reward, also from an array that holds nothing else."""
-    if isinstance(reward, float | int):
-        return float(reward)
-    array = np.asarray(reward)
-    if array.size != 1 or array.dtype.kind not in "fiub":
-        raise ValueError(f"the reward of {agent!r} must be one number; got {reward!r}")
-    return float(array.item())
-
-
-def _team_info(agents: list[Any], infos: Mapping[Any, Any]) -> dict[str, Any]:
-    """``is_success`` if any agent reports it, else nothing."""
-    found = [infos.get(agent) or {} for agent in agents]
-    reports = [info["is_success"] for info in found if "is_success" in info]
-    return {"is_success": all(bool(report) for report in reports)} if reports else {}
-
-
-def _agents_spaces(game: ParallelEnv, name: str, agents: list[Any]) -> dict[Any, spaces.Space[Any]]:
-    """Each agent's space of one kind, as the game's method of that name gives it."""
-    method = getattr(game, name, None)
-    if not callable(method):
-        raise ValueError(f"{name} of a PettingZoo game must be a method of the agent, {name}(agent); got {method!r}.")
-    return {agent: method(agent) for agent in agents}

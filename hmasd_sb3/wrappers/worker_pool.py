@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -174,7 +175,8 @@ class WorkerPool:
             if worker.alive:
                 worker.send(_message("call", what, [row for row in rows if row in worker.rows], pickled))
         answers = collect(asked, self.timeout)
-        doing = f"in {what} of {arguments[0]!r}"
+        # States are long, and tell nothing here.
+        doing = f"in {what} of {arguments[0]!r}" if arguments and not isinstance(arguments[0], dict) else f"in {what}"
         for worker in asked:
             if not worker.alive:
                 raise self._loss(worker, doing)
@@ -224,6 +226,32 @@ def split(n_envs: int, n_workers: int) -> list[range]:
     size, rest = divmod(n_envs, n_workers)
     stops = np.cumsum([size + (index < rest) for index in range(n_workers)]).tolist()
     return [range(start, stop) for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
+
+
+def checked_timeout(seconds: float) -> float:
+    """The seconds themselves.
+
+    :raises ValueError: if they are not positive
+    """
+    if not seconds > 0:
+        raise ValueError(f"worker_timeout must be a positive number of seconds; got {seconds}")
+    return seconds
+
+
+def checked_n_workers(n_workers: int | None, n_envs: int) -> int:
+    """The number of worker processes; by default one per processor, at most one per environment.
+
+    :raises ValueError: if it is out of range, or there are no environments
+    """
+    if n_envs < 1:
+        raise ValueError("env_fns must hold at least one function that makes an environment")
+    if n_workers is None:
+        # What this process may use, which in a container is less than what there is.
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        return min(n_envs, usable)
+    if isinstance(n_workers, bool) or not isinstance(n_workers, (int, np.integer)) or not 1 <= n_workers <= n_envs:
+        raise ValueError(f"n_workers must be an integer from 1 to the number of environments, {n_envs}; got {n_workers!r}")
+    return int(n_workers)
 
 
 def _message(name: str, *arguments: Any) -> bytes:

@@ -24,6 +24,7 @@ import gymnasium as gym
 from numpy.typing import NDArray
 from stable_baselines3.common.env_util import is_wrapped
 
+from hmasd_sb3.wrappers.row_states import check_row, restore_row, row_state
 from hmasd_sb3.wrappers.shared_rows import NOBODY, SharedRows, receive_rows
 
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -376,6 +377,9 @@ _CALLS: dict[str, Any] = {
     "set_attr": setattr,
     "env_method": _call_method,
     "env_is_wrapped": is_wrapped,
+    "row_state": row_state,
+    "check_row": check_row,
+    "restore_row": restore_row,
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,12 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from hmasd_sb3.envs.plain_state import checked_entries, checked_like, checked_type
+from hmasd_sb3.wrappers.reset_orders import checked_reset_orders, reset_orders, set_reset_orders
 from hmasd_sb3.wrappers.worker_handle import WorkerError
-from hmasd_sb3.wrappers.worker_pool import Faults, WorkerPool
+from hmasd_sb3.wrappers.worker_pool import Faults, WorkerPool, checked_n_workers, checked_timeout
 from hmasd_sb3.wrappers.worker_process import Start
 
 FRUITLESS_RESTARTS = 3
 """How often in a row an environment is restarted that fails before it has finished a step."""
+
+_STATE_KEYS = (
+    "rows",
+    "resets",
+    "own_seeds",
+    "fruitless",
+    "restarts_by_env",
+    "n_restarts",
+    "n_steps",
+    "has_begun",
+    "observations",
+)
 
 _logger = logging.getLogger("hmasd_sb3")
 
@@ -68,8 +81,8 @@ class WorkerTeamVecEnv(VecEnv):
         start_method: str | None = None,
     ) -> None:
         n_envs = len(env_fns)
-        n_workers = _checked_n_workers(n_workers, n_envs)
-        worker_timeout = _checked_timeout(worker_timeout)
+        n_workers = checked_n_workers(n_workers, n_envs)
+        worker_timeout = checked_timeout(worker_timeout)
         self.restart_workers = restart_workers
         self.n_restarts = 0
         self.restarts_by_env = np.zeros(n_envs, dtype=np.int64)
@@ -102,7 +115,7 @@ class WorkerTeamVecEnv(VecEnv):
 
     @worker_timeout.setter
     def worker_timeout(self, seconds: float) -> None:
-        self._pool.timeout = _checked_timeout(seconds)
+        self._pool.timeout = checked_timeout(seconds)
 
     # ---- playing
 
@@ -217,6 +230,57 @@ class WorkerTeamVecEnv(VecEnv):
         """Whether each environment is inside such a wrapper."""
         return self._call("env_is_wrapped", indices, wrapper_class)
 
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the environments go on, as plain data: theirs, and what restarts depend on.
+
+        :raises EnvStateError: if a game cannot give its state
+        :raises RuntimeError: if a step is under way, or the environments are closed
+        :raises WorkerError: if a worker is gone
+        """
+        return {
+            "rows": self._call("row_state", None),
+            "resets": reset_orders(self),
+            "own_seeds": list(self._own_seeds),
+            "fruitless": self._fruitless.copy(),
+            "restarts_by_env": self.restarts_by_env.copy(),
+            "n_restarts": self.n_restarts,
+            "n_steps": self._pool.n_steps,
+            "has_begun": self._has_begun,
+            # A fault in the next step is reported with these.
+            "observations": self._observations(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where other environments were, without a reset. The number of workers may be another.
+
+        :param state: from `state_dict`
+        :raises EnvStateError: if an environment cannot take its part
+        :raises ValueError: if another part does not fit; nothing is changed then
+        :raises RuntimeError: if a step is under way, or the environments are closed
+        :raises WorkerError: if a worker is gone
+        """
+        self._check_open()
+        self._check_idle()
+        checked_entries(state, _STATE_KEYS, type(self).__name__)
+        rows, resets = _list_per_row(state, "rows", self.num_envs), checked_reset_orders(self, state["resets"])
+        own_seeds = _list_per_row(state, "own_seeds", self.num_envs)
+        counts = [checked_like(state[key], self._fruitless, repr(key)) for key in ("fruitless", "restarts_by_env")]
+        n_restarts, n_steps = (checked_type(state[key], int, repr(key)) for key in ("n_restarts", "n_steps"))
+        has_begun = checked_type(state["has_begun"], bool, "'has_begun'")
+        shared = self._pool.shared.observations[self._buffer]
+        checked_entries(state["observations"], shared, "'observations'")
+        observations = {key: checked_like(state["observations"][key], array, repr(key)) for key, array in shared.items()}
+        for what in ("check_row", "restore_row"):
+            for row, row_state in enumerate(rows):
+                self._call(what, row, row_state)
+        for key, array in observations.items():
+            shared[key][:] = array
+        set_reset_orders(self, resets)
+        self._own_seeds, (self._fruitless, self.restarts_by_env) = list(own_seeds), counts
+        self.n_restarts, self._pool.n_steps, self._has_begun = n_restarts, n_steps, has_begun
+
     # ---- requests
 
     def _call(self, what: str, indices: VecEnvIndices, *arguments: Any) -> list[Any]:
@@ -328,19 +392,8 @@ def _headline(error: WorkerError) -> str:
     return str(error).splitlines()[0]
 
 
-def _checked_timeout(seconds: float) -> float:
-    if not seconds > 0:
-        raise ValueError(f"worker_timeout must be a positive number of seconds; got {seconds}")
-    return seconds
-
-
-def _checked_n_workers(n_workers: int | None, n_envs: int) -> int:
-    if n_envs < 1:
-        raise ValueError("env_fns must hold at least one function that makes an environment")
-    if n_workers is None:
-        # What this process may use, which in a container is less than what there is.
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        return min(n_envs, usable)
-    if isinstance(n_workers, bool) or not isinstance(n_workers, (int, np.integer)) or not 1 <= n_workers <= n_envs:
-        raise ValueError(f"n_workers must be an integer from 1 to the number of environments, {n_envs}; got {n_workers!r}")
-    return int(n_workers)
+def _list_per_row(state: dict[str, Any], key: str, n_envs: int) -> list[Any]:
+    values: list[Any] = checked_type(state[key], list, repr(key))
+    if len(values) != n_envs:
+        raise ValueError(f"{key!r} must have one entry per environment, {n_envs}; got {len(values)}")
+    return values

@@ -1,0 +1,202 @@
+"""Checkpoints of a run: the last few and the best, whole or not there at all, and the newest good one found again."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+
+from hmasd_sb3.saving.archive import ModelFileError, verify_model_file
+from hmasd_sb3.saving.callback_states import find_callbacks
+
+_logger = logging.getLogger("hmasd_sb3")
+_PATTERN = re.compile(r"checkpoint_(\d+)\.zip")
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: ``checkpoint_<environment steps>.zip`` and ``best.zip``.
+
+    :param path: the folder; need not exist yet
+    :param keep_last: how many of the newest stay, at least 1
+    :raises ValueError: if ``keep_last`` is below 1
+    """
+
+    def __init__(self, path: str | Path, keep_last: int = 3) -> None:
+        if keep_last < 1:
+            raise ValueError(
+                f"keep_last must be at least 1, got {keep_last}: with no checkpoint there is nothing to resume from."
+            )
+        self.path = Path(path)
+        self.keep_last = keep_last
+
+    def path_for(self, num_timesteps: int) -> Path:
+        """Where the checkpoint of that many environment steps belongs."""
+        return self.path / f"checkpoint_{num_timesteps:012d}.zip"
+
+    def all(self) -> list[Path]:
+        """All checkpoints, oldest first, whether they can be read or not; the best is not among them."""
+        found = [(int(match[1]), path) for path in self.path.glob("*.zip") if (match := _PATTERN.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose checksums are right, or None; damaged ones are passed over with a warning."""
+        for path in reversed(self.all()):
+            try:
+                verify_model_file(path)
+            except (ModelFileError, OSError) as error:
+                _logger.warning("The checkpoint %s cannot be used, so the one before it is: %s", path, error)
+            else:
+                return path
+        return None
+
+    def best(self) -> Path | None:
+        """The model of the best evaluation, if there was one."""
+        path = self.path / "best.zip"
+        return path if path.is_file() else None
+
+    def newer_than(self, num_timesteps: int) -> list[Path]:
+        """Checkpoints of more environment steps than that."""
+        return [path for path in self.all() if path > self.path_for(num_timesteps)]
+
+    def remove_all_but(self, num_timesteps: int) -> None:
+        """Keep the checkpoint of so many environment steps and the last ones before it.
+
+        Those after it belong to a future that the run has gone back from.
+        """
+        newer = self.newer_than(num_timesteps)
+        kept = [path for path in self.all() if path not in newer][-self.keep_last :]
+        for path in self.all():
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what writers left behind that were killed. Nothing else may be writing here."""
+        for path in self.path.glob(".*.partial"):
+            path.unlink(missing_ok=True)
+
+
+class TrainingCheckpoint(BaseCallback):
+    """Writes the whole run to a file every ``save_freq`` environment steps, and the model of each best evaluation.
+
+    A checkpoint is written between two updates, at the start of training, and when training ends, for whatever reason but a
+    crash. ``HMASD.load(checkpoint, env=env)`` and ``learn(..., reset_num_timesteps=False)`` go on from it exactly. The best
+    evaluation is that of an ``EvalCallback`` among the callbacks, if there is one.
+
+    :param folder: where to; no other run may use it
+    :param save_freq: environment steps between two checkpoints
+    :param keep_last: how many of the newest stay, beside the best
+    :param verbose: 1 logs each checkpoint
+    :raises ValueError: if ``save_freq`` or ``keep_last`` is below 1
+    """
+
+    def __init__(self, folder: str | Path, save_freq: int, keep_last: int = 3, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        if save_freq < 1:
+            raise ValueError(f"save_freq must be at least 1 environment step, got {save_freq}.")
+        self.folder = CheckpointFolder(folder, keep_last)
+        self.save_freq = save_freq
+        self.last_saved: int | None = None
+        """Environment steps of the newest checkpoint."""
+        self._best_saved: float | None = None
+        self._failing = False
+        self._evaluations: list[EvalCallback] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been saved so far."""
+        return {"last_saved": self.last_saved, "best_saved": self._best_saved}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a run that had saved so much."""
+        self.last_saved = state["last_saved"]
+        self._best_saved = state["best_saved"]
+
+    def save_now(self) -> Path:
+        """Write a checkpoint of this moment.
+
+        :return: its path
+        :raises OSError: if it cannot be written; the earlier ones are kept
+        """
+        path = self.folder.path_for(self.model.num_timesteps)
+        # Told before it is true, so that whoever goes on from the file is told too.
+        before, self.last_saved = self.last_saved, self.model.num_timesteps
+        try:
+            self.model.save(path)
+        except BaseException:
+            self.last_saved = before
+            raise
+        self.folder.remove_all_but(self.model.num_timesteps)
+        if self.verbose:
+            _logger.info("checkpoint %s", path)
+        return path
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        if not hasattr(model, "after_update"):
+            raise TypeError(f"TrainingCheckpoint is for HMASD, not for {type(model).__name__}.")
+        model.after_update.append(self._after_update)
+        model.checkpoint_source = self.folder.newest
+        self._evaluations = find_callbacks(model._callback, EvalCallback)
+        self.folder.remove_unfinished()
+
+    def _on_rollout_start(self) -> None:
+        if self.last_saved is None:  # the first of all: from here on there is something to go back to
+            self._check_folder()
+            self.save_now()
+
+    def _on_step(self) -> bool:
+        self._save_if_best()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._save_if_best()  # an evaluation after this callback's turn in the last step
+
+    def _after_update(self) -> None:
+        if self.last_saved is not None and self.model.num_timesteps - self.last_saved < self.save_freq:
+            return
+        try:
+            self.save_now()
+        except OSError as error:
+            # A full disk may have room again later, and until then hours of training are worth more than its last minutes.
+            if not self._failing:
+                _logger.error("%s. Training goes on and tries again after every update.", error)
+            self._failing = True
+        else:
+            if self._failing:
+                _logger.warning("Checkpoints can be written again.")
+            self._failing = False
+
+    def _on_training_end(self) -> None:
+        self._save_if_best()
+        if self.last_saved != self.model.num_timesteps:
+            self.save_now()
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that holds the checkpoints of another run."""
+        steps = self.model.num_timesteps
+        others = self.folder.all() if steps == 0 else self.folder.newer_than(steps)
+        if others:
+            raise ValueError(
+                f"{self.folder.path} already holds checkpoints of another run, up to {others[-1].name}. Go on with that run, "
+                "by HMASD.load(CheckpointFolder(path).newest(), env=env) and learn(..., reset_num_timesteps=False), or choose "
+                "another folder."
+            )
+
+    def _save_if_best(self) -> None:
+        """Keep the networks as they were evaluated, before they learn on."""
+        best = max((float(one.best_mean_reward) for one in self._evaluations), default=float("-inf"))
+        if best == float("-inf") or (self._best_saved is not None and best <= self._best_saved):
+            return
+        before, self._best_saved = self._best_saved, best
+        try:
+            self.model.save(self.folder.path / "best.zip")
+        except OSError as error:  # tried again at the next step
+            self._best_saved = before
+            if not self._failing:
+                _logger.error("%s. Training goes on and tries again.", error)
+            self._failing = True
+        except BaseException:
+            self._best_saved = before
+            raise

@@ -1,0 +1,158 @@
+"""What callbacks and log outputs remember from step to step, as plain data.
+
+Callbacks of Stable-Baselines3 are known by name. One's own say what they remember by ``state_dict()`` and
+``load_state_dict(state)``, in plain data; without these, and for a class that is not known, only the counters that every
+callback has are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common import callbacks as sb3
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from hmasd_sb3.wrappers.states import EnvStateError, collect_env_state, restore_episodes, restore_normalizer
+
+_logger = logging.getLogger("hmasd_sb3")
+
+_REMEMBERED: dict[type[Any], tuple[str, ...]] = {
+    sb3.BaseCallback: ("n_calls",),
+    sb3.EvalCallback: (
+        "best_mean_reward",
+        "last_mean_reward",
+        "evaluations_results",
+        "evaluations_timesteps",
+        "evaluations_length",
+        "evaluations_successes",
+    ),
+    sb3.EveryNTimesteps: ("last_time_trigger",),
+    sb3.StopTrainingOnMaxEpisodes: ("n_episodes",),
+    sb3.StopTrainingOnNoModelImprovement: ("last_best_mean_reward", "no_improvement_evals"),
+}
+
+
+def callback_states(callback: sb3.BaseCallback | None) -> list[dict[str, Any]]:
+    """State of a callback and all those inside it, each with its place and class."""
+    return [{"place": place, "class": _class_of(one), "state": _state_of(one)} for place, one in _walk(callback)]
+
+
+def restore_callbacks(callback: sb3.BaseCallback | None, states: list[dict[str, Any]]) -> None:
+    """Give callbacks back what they remembered; one without counterpart in the other run begins afresh, which is logged."""
+    present = dict(_walk(callback))
+    for saved in states:
+        one = present.pop(saved["place"], None)
+        if one is None or _class_of(one) != saved["class"]:
+            if saved["class"] not in _INSIGNIFICANT:
+                _logger.warning(
+                    "The %s that the saved run had at %s is not there now, so what it remembered is dropped.",
+                    saved["class"].rpartition(".")[2],
+                    saved["place"],
+                )
+            continue
+        _restore(one, saved["state"])
+
+
+def _walk(callback: sb3.BaseCallback | None, place: str = "callback") -> Iterator[tuple[str, sb3.BaseCallback]]:
+    """Every callback with its place, such as ``callback.1``; a list of one is no place of its own."""
+    if callback is None:
+        return
+    if isinstance(callback, sb3.CallbackList):
+        # The progress bar and convenience wrappers come and go between runs, so they take up no number.
+        numbered = [one for one in callback.callbacks if not isinstance(one, sb3.ProgressBarCallback)]
+        for number, one in enumerate(numbered):
+            yield from _walk(one, place if len(numbered) == 1 else f"{place}.{number}")
+        return
+    if not isinstance(callback, sb3.ProgressBarCallback):
+        yield place, callback
+    for name in ("callback", "callback_on_new_best"):
+        inner = getattr(callback, name, None)
+        if isinstance(inner, sb3.BaseCallback):
+            yield from _walk(inner, f"{place}.{name}")
+
+
+_INSIGNIFICANT = {f"{sb3.__name__}.ConvertCallback"}
+
+
+def _class_of(callback: Any) -> str:
+    return f"{type(callback).__module__}.{type(callback).__qualname__}"
+
+
+def _remembered(callback: sb3.BaseCallback) -> list[str]:
+    return [name for cls, names in _REMEMBERED.items() if isinstance(callback, cls) for name in names]
+
+
+def _state_of(callback: sb3.BaseCallback) -> dict[str, Any]:
+    state: dict[str, Any] = {"known": {name: _plain(getattr(callback, name)) for name in _remembered(callback)}}
+    if hasattr(callback, "state_dict"):
+        state["own"] = callback.state_dict()
+    evaluated_on = getattr(callback, "eval_env", None)
+    if isinstance(evaluated_on, VecEnv):
+        state["eval_env"] = collect_env_state(evaluated_on)
+    return state
+
+
+def _restore(callback: sb3.BaseCallback, state: dict[str, Any]) -> None:
+    for name in _remembered(callback):  # never whatever names a file may hold
+        if name in state["known"]:
+            setattr(callback, name, state["known"][name])
+    if "own" in state and hasattr(callback, "load_state_dict"):
+        callback.load_state_dict(state["own"])
+    evaluated_on = getattr(callback, "eval_env", None)
+    if "eval_env" in state and isinstance(evaluated_on, VecEnv):
+        restore_normalizer(evaluated_on, state["eval_env"])
+        try:
+            restore_episodes(evaluated_on, state["eval_env"])
+        except EnvStateError as error:
+            _logger.warning("Evaluations play other episodes than they would have without the interruption: %s", error)
+
+
+def _plain(value: Any) -> Any:
+    """Lists of NumPy's numbers, as ``evaluate_policy`` returns them, as lists of plain ones."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value
+
+
+def find_callbacks(callback: sb3.BaseCallback | None, cls: type[sb3.BaseCallback]) -> list[Any]:
+    """All callbacks of a class among a callback and those inside it."""
+    return [one for _, one in _walk(callback) if isinstance(one, cls)]
+
+
+# ------------------------------------------------------------------ log
+
+
+def logger_state(logger: Logger) -> dict[str, Any]:
+    """What was recorded but not written yet, and where outputs that can tell (by ``state_dict``) have got to."""
+    pending = {
+        key: (_plain(value), logger.name_to_count.get(key, 0), logger.name_to_excluded.get(key, ()))
+        for key, value in logger.name_to_value.items()
+        if isinstance(value, bool | int | float | str | np.generic)  # pictures and the like are recorded again
+    }
+    outputs = [
+        {"class": _class_of(output), "state": output.state_dict()}
+        for output in logger.output_formats
+        if hasattr(output, "state_dict")
+    ]
+    return {"pending": pending, "outputs": outputs}
+
+
+def restore_logger(logger: Logger, state: dict[str, Any]) -> None:
+    """Go on where the log was; outputs are told apart by their class and order."""
+    for key, (value, count, excluded) in state["pending"].items():
+        logger.name_to_value[key] = value
+        logger.name_to_excluded[key] = tuple(excluded)
+        if count:
+            logger.name_to_count[key] = count
+    waiting = list(state["outputs"])
+    for output in logger.output_formats:
+        saved = next((one for one in waiting if one["class"] == _class_of(output)), None)
+        if saved is not None and hasattr(output, "load_state_dict"):
+            waiting.remove(saved)
+            output.load_state_dict(saved["state"])
