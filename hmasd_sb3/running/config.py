@@ -158,8 +158,9 @@ def _read_settings(settings: dict[str, Given]) -> tuple[dict[str, Any], dict[str
                 known = sorted((*_SECTION_NAMES, *NAMES))
                 raise ValueError(f"there is no setting {name!r} (value {value!r}).{nearest(name, known)}")
         except ValueError as error:
-            text = str(error)
-            raise InputError(f"{where}: {text if re.search(rf'\b{name}\b', text, re.IGNORECASE) else f'{name} {text}'}") from error
+            # Some messages name what they are about, others begin with "must be".
+            named = re.search(rf"\b{re.escape(name)}\b", str(error), re.IGNORECASE)
+            raise InputError(f"{where}: {error}" if named else f"{where}: {name} {error}") from error
     return given, hyperparameters
 
 
