@@ -171,7 +171,7 @@ def test_files_that_are_none(file: Path, text: str, message: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing.yml: cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"nothing\.yml: cannot be read: No such file"):
         read_request(TrainOptions(config=tmp_path / "nothing.yml"))
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_request(TrainOptions(config=tmp_path))

@@ -85,7 +85,7 @@ def read_request(options: TrainOptions) -> Request:
 
     :raises InputError: for the first thing that is wrong, naming file, line, key, value met and the nearest valid name
     """
-    env = options.env or RunConfig.env
+    env = RunConfig.env if options.env is None else options.env
     if not env.strip():
         raise InputError("--env must be an id such as AliceAndBob-v0 or a place such as package.module:function, got ''.")
     settings = {} if options.config is None else read_section(options.config, env)

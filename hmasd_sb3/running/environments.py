@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from hmasd_sb3.running.config import RunConfig
 from hmasd_sb3.running.errors import InputError
+from hmasd_sb3.validation import nearest
 from hmasd_sb3.wrappers import make_team_vec_env
 
 # Far enough apart that training and evaluation never share a seed.
@@ -44,6 +45,7 @@ def _normalized(env: VecEnv, config: RunConfig, training: bool) -> VecEnv:
     kwargs: dict[str, Any] = {} if config.normalize is True else dict(config.normalize)
     if kwargs.get("norm_obs", True):
         kwargs.setdefault("norm_obs_keys", _numbers_of(env))
+        _check_keys(env, kwargs["norm_obs_keys"])
     kwargs.setdefault("gamma", config.hyperparameters.get("gamma", 0.99))
     if not training:
         kwargs["norm_reward"] = False
@@ -51,6 +53,14 @@ def _normalized(env: VecEnv, config: RunConfig, training: bool) -> VecEnv:
         return VecNormalize(env, **{**kwargs, "training": training})
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"normalize={config.normalize!r}: {error}") from error
+
+
+def _check_keys(env: VecEnv, names: Any) -> None:
+    assert isinstance(env.observation_space, spaces.Dict)
+    known = list(env.observation_space.spaces)
+    for name in names:
+        if name not in known:
+            raise InputError(f"normalize: observations hold no {name!r}; they hold {known}.{nearest(str(name), known)}")
 
 
 def _numbers_of(env: VecEnv) -> list[str]:

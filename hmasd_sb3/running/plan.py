@@ -50,8 +50,8 @@ def make_plan(options: TrainOptions) -> Plan:
         return Plan(read_request(options).config, None, None, f"{folder.path} holds no run yet: a new one begins.")
     # Without --env, a file's settings are looked up for the game of the run.
     own = folder.read_config()
-    request = read_request(replace(options, env=options.env or own.env))
-    if not options.env:
+    request = read_request(replace(options, env=own.env if options.env is None else options.env))
+    if options.env is None:
         request.given.pop("env", None)
     return _go_on(folder, request, checkpoint)
 
