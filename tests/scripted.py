@@ -7,19 +7,23 @@ last one), so that it is recognised wherever it turns up. Nothing here uses a ne
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import VecEnv
 from teams import randomise
 
 from hmasd_sb3 import HMASD
 from hmasd_sb3.type_aliases import TeamDecision
+
+PHASES = (Phase.generate, *((Phase.shrink,) if os.environ.get("SHRINK") else ()))
+"""A failing script is made as small as possible with ``SHRINK=1`` alone: that may take minutes."""
 
 _SCALES = (4.0, 8.0, 2.0, 1.0)
 """Of environment, step, agent and "last": powers of two, so that what is read back is exact."""
@@ -284,7 +288,7 @@ def rollouts(script: Script, before_storing: Callable[[HMASD, TeamDecision, Any]
         model.sync_update()
 
 
-def for_all_scripts(examples: int, strategy: st.SearchStrategy[Any] | None = None) -> Callable[[Any], Any]:
+def for_all_scripts(examples: int) -> Callable[[Any], Any]:
     """Make a test of a property of scripts: over ``examples`` of them, and marked slow over ten times as many."""
 
     def decorate(holds: Callable[[Script], None]) -> Any:
@@ -293,10 +297,10 @@ def for_all_scripts(examples: int, strategy: st.SearchStrategy[Any] | None = Non
         )
         def test(examples: int) -> None:
             limits = settings(
-                max_examples=examples, deadline=None, derandomize=True, database=None, print_blob=False,
+                max_examples=examples, deadline=None, derandomize=True, database=None, phases=PHASES,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
             )  # fmt: skip
-            limits(given(scripts() if strategy is None else strategy)(holds))()
+            limits(given(scripts())(holds))()
 
         test.__name__, test.__qualname__, test.__doc__ = holds.__name__, holds.__qualname__, holds.__doc__
         return test
