@@ -87,7 +87,7 @@ def _remembered(callback: sb3.BaseCallback) -> list[str]:
 
 
 def _state_of(callback: sb3.BaseCallback) -> dict[str, Any]:
-    state: dict[str, Any] = {"known": {name: _plain(getattr(callback, name)) for name in _remembered(callback)}}
+    state: dict[str, Any] = {"known": {name: getattr(callback, name) for name in _remembered(callback)}}
     if hasattr(callback, "state_dict"):
         state["own"] = callback.state_dict()
     evaluated_on = getattr(callback, "eval_env", None)
@@ -111,15 +111,6 @@ def _restore(callback: sb3.BaseCallback, state: dict[str, Any]) -> None:
             _logger.warning("Evaluations play other episodes than they would have without the interruption: %s", error)
 
 
-def _plain(value: Any) -> Any:
-    """Lists of NumPy's numbers, as ``evaluate_policy`` returns them, as lists of plain ones."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return value
-
-
 def find_callbacks(callback: sb3.BaseCallback | None, cls: type[sb3.BaseCallback]) -> list[Any]:
     """All callbacks of a class among a callback and those inside it."""
     return [one for _, one in _walk(callback) if isinstance(one, cls)]
@@ -131,7 +122,7 @@ def find_callbacks(callback: sb3.BaseCallback | None, cls: type[sb3.BaseCallback
 def logger_state(logger: Logger) -> dict[str, Any]:
     """What was recorded but not written yet, and where outputs that can tell (by ``state_dict``) have got to."""
     pending = {
-        key: (_plain(value), logger.name_to_count.get(key, 0), logger.name_to_excluded.get(key, ()))
+        key: (value, logger.name_to_count.get(key, 0), logger.name_to_excluded.get(key, ()))
         for key, value in logger.name_to_value.items()
         if isinstance(value, bool | int | float | str | np.generic)  # pictures and the like are recorded again
     }
