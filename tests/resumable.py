@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from teams import FAST, RandomTeam
 
 from hmasd_sb3 import HMASD, make_team_vec_env
@@ -33,10 +34,6 @@ class ResumableTeam(RandomTeam):
         self.present = state["present"]
         if state["mask"] is not None:
             self.mask = state["mask"]
-
-
-class NamelessTeam(RandomTeam):
-    """:class:`RandomTeam` as it is: its episodes cannot be gone on with."""
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -78,8 +75,6 @@ def make_env(kind: str, seed: int = 0, n_envs: int = 4) -> VecEnv:
         make["vec_env_kwargs"] = {"start_method": "fork"}
     game = how.get("game", ResumableTeam)
     env = make_team_vec_env(game, n_envs, seed=seed, env_kwargs=how.get("env", {}), **make)
-    if not isinstance(env, VecMonitor) and "game" not in how:
-        env = VecMonitor(env)
     if how.get("normalize"):
         env = VecNormalize(env, norm_obs_keys=["obs", "state"])
     return env
@@ -103,9 +98,10 @@ def with_log(model: HMASD) -> Recorded:
 
 
 def evaluation(kind: str) -> EvalCallback:
-    """An evaluation every 24 calls, on environments with episodes of their own."""
-    env = make_env("discrete" if kind.startswith("workers") else kind, seed=100, n_envs=2)
-    return EvalCallback(env, n_eval_episodes=3, eval_freq=9, deterministic=False, verbose=0)
+    """An evaluation every 9 calls, on environments with episodes of their own."""
+    env = make_env("masked" if kind.startswith("workers") else kind, seed=100, n_envs=2)
+    log = tempfile.mkdtemp(prefix="hmasd-evaluations-")  # without a log it would keep no history
+    return EvalCallback(env, n_eval_episodes=3, eval_freq=9, deterministic=False, verbose=0, log_path=log)
 
 
 def digest(model: HMASD) -> str:
