@@ -41,6 +41,7 @@ from hmasd_sb3.updates import (
 )
 from hmasd_sb3.validation import (
     SCHEDULED,
+    check_batch_size,
     check_hyperparameters,
     check_policy_kwargs,
     check_scheduled,
@@ -61,7 +62,8 @@ class HMASD(SynchronisedAlgorithm):
     :param learning_rate: of coordinator, actor and critic (*schedule*)
     :param n_steps: steps of every environment per update; one synchronised batch is ``n_steps * n_envs``
     :param batch_size: environment steps per low-level minibatch (about: chunks are kept whole); must divide the batch.
-        None: a quarter of it, half or all where that is no whole number
+        None: a quarter of it, half or all where that is no whole number. As a *schedule* it need not divide: there are as
+        many minibatches as bring their size closest to its value
     :param n_epochs: passes of actor and critic over a rollout
     :param gamma: discount per environment step at the low level
     :param gae_lambda: GAE factor at both levels
@@ -96,6 +98,8 @@ class HMASD(SynchronisedAlgorithm):
     :param discriminator_batch_size: environment steps per such gradient step
     :param discriminator_noise: Gaussian noise on the discriminators' scaled training inputs (*schedule*); by default it
         follows how well skills can be told apart, see :class:`~hmasd_sb3.ConfusionGatedNoise`
+    :param micro_batch_size: environment steps (for the coordinator: assignments) whose gradient is computed at once; those
+        of a minibatch's pieces are summed, which changes its memory and not its result. None: a minibatch at once
     :param stats_window_size: episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log, or None
     :param policy_kwargs: further arguments of the policy class
@@ -113,7 +117,7 @@ class HMASD(SynchronisedAlgorithm):
         env: GymEnv | str | Any,
         learning_rate: float | Schedule = LinearSchedule(1e-3, 5e-5, 1.0),  # noqa: B008  (stateless)
         n_steps: int = 100,
-        batch_size: int | None = None,
+        batch_size: int | Schedule | None = None,
         n_epochs: int = 5,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -144,6 +148,7 @@ class HMASD(SynchronisedAlgorithm):
         discriminator_n_updates: int = 15,
         discriminator_batch_size: int = 2048,
         discriminator_noise: float | Schedule = ConfusionGatedNoise(),  # noqa: B008  (copied below)
+        micro_batch_size: int | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -200,11 +205,12 @@ class HMASD(SynchronisedAlgorithm):
         self.discriminator_n_updates = discriminator_n_updates
         self.discriminator_batch_size = discriminator_batch_size
         self.discriminator_noise = copy.deepcopy(discriminator_noise)  # its state, if any, is this model's own
+        self.micro_batch_size = micro_batch_size
         if _init_setup_model:
             if self.env is None:
                 raise ValueError("HMASD needs an environment; only HMASD.load(path) works without one.")
             self._setup_model()
-            resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
+            check_batch_size(self.batch_size, self.n_steps, self.n_envs)
 
     # ------------------------------------------------------------------ set-up
 
@@ -318,7 +324,7 @@ class HMASD(SynchronisedAlgorithm):
     def _ppo_settings(self, n_epochs: int, ent_coef: str, target_kl: float | None) -> PPOSettings:
         return PPOSettings(
             n_epochs=n_epochs,
-            batch_size=resolve_batch_size(self.batch_size, self.n_steps, self.n_envs),
+            batch_size=resolve_batch_size(self.batch_size, self.n_steps, self.n_envs, self._current_progress_remaining),
             sequence_length=min(self.sequence_length, self.n_steps),
             clip_range=self.scheduled("clip_range"),
             clip_range_vf=None if self.clip_range_vf is None else self.scheduled("clip_range_vf"),
@@ -327,6 +333,7 @@ class HMASD(SynchronisedAlgorithm):
             huber_delta=self.huber_delta,
             max_grad_norm=self.max_grad_norm,
             target_kl=target_kl,
+            micro_batch_size=self.micro_batch_size,
         )
 
     def _set_learning_rates(self) -> None:
@@ -343,14 +350,18 @@ class HMASD(SynchronisedAlgorithm):
             self.discriminator_batch_size,
             self.scheduled("discriminator_noise"),
             self.max_grad_norm,
+            self.micro_batch_size,
         )
         learner = (self.policy, self.rollout_buffer)
-        return {
+        stats = {
             "coordinator": update_coordinator(*learner, high),
             "actor": update_actor(*learner, low, self._rng),
             "critic": update_critic(*learner, low, self._rng),
             "discriminators": update_discriminators(*learner, discriminating, self._rng),
         }
+        minibatches = stats["critic"].values["gradient_steps"] / self.n_epochs
+        self.logger.record("train/batch_size", self.n_steps * self.n_envs / minibatches)
+        return stats
 
     def learn(
         self,
@@ -363,7 +374,7 @@ class HMASD(SynchronisedAlgorithm):
     ) -> HMASD:
         """Train for at least ``total_timesteps`` environment steps (all agents acting once in one environment is one)."""
         # Not checked by load(): a model may be loaded with fewer environments only to be evaluated.
-        resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
+        check_batch_size(self.batch_size, self.n_steps, self.n_envs)
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
