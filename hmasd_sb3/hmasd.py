@@ -290,7 +290,7 @@ class HMASD(SynchronisedAlgorithm):
         self._critic_hidden, reward_stats = evaluate_rollout(
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
         )
-        report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats)
+        report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats, self.micro_batch_size)
         if "team_accuracy" in report:  # else nothing happened that skills could be recognised by
             if isinstance(self.discriminator_noise, ConfusionGatedNoise):
                 self.discriminator_noise.observe(report["agent_worst_accuracy"])
@@ -319,6 +319,7 @@ class HMASD(SynchronisedAlgorithm):
             skill_timeout_bootstrap=self.skill_timeout_bootstrap,
             normalize_advantage=self.normalize_advantage,
             skill_advantage_floor=self.skill_advantage_floor,
+            micro_batch_size=self.micro_batch_size,
         )
 
     def _ppo_settings(self, n_epochs: int, ent_coef: str, target_kl: float | None) -> PPOSettings:

@@ -219,31 +219,32 @@ def update_discriminators(
     pairs = buffer.discriminator_data()
     n_rows = len(pairs.team_skill)
     batch_size = min(settings.batch_size, n_rows)
-    slices = even_slices(batch_size, n_pieces(batch_size, settings.micro_batch_size))
 
-    def part(rows: th.Tensor, noise: float | DrawnNoise, team_share: float, agent_share: float) -> th.Tensor:
+    def part(rows: th.Tensor, noise: float | DrawnNoise, team_share: float = 1.0, agent_share: float = 1.0) -> th.Tensor:
         team_loss, agent_loss = policy.discriminators.losses(pairs.rows(rows), noise)
         averages.add_part(team_share, team_loss=team_loss)
         averages.add_part(agent_share, agent_loss=agent_loss)
         return team_share * team_loss + agent_share * agent_loss
 
+    def parts(rows: th.Tensor) -> list[Callable[[], th.Tensor]]:
+        slices = even_slices(len(rows), n_pieces(len(rows), settings.micro_batch_size))
+        if len(slices) == 1:
+            return [partial(part, rows, settings.noise)]
+        # The rows get the noise that they would get all at once, so all of it is drawn here.
+        noise = policy.discriminators.draw_noise(pairs, len(rows), settings.noise)
+        counts = [None if weights is None else weights[rows] for weights in (pairs.team_weights, pairs.agent_weights)]
+        return [
+            partial(
+                part,
+                rows[piece],
+                noise.rows(piece) if isinstance(noise, DrawnNoise) else noise,
+                *(share_of(piece, len(rows), weights) for weights in counts),
+            )
+            for piece in slices
+        ]
+
     for _ in range(settings.n_updates):
         rows = th.from_numpy(rng.permutation(n_rows)[:batch_size]).to(pairs.team_skill.device)
-        if len(slices) == 1:
-            parts = [partial(part, rows, settings.noise, 1.0, 1.0)]
-        else:
-            # The rows get the noise that they would get all at once, so the whole of it is drawn here.
-            noise = policy.discriminators.draw_noise(pairs, batch_size, settings.noise)
-            counts = [None if weights is None else weights[rows] for weights in (pairs.team_weights, pairs.agent_weights)]
-            parts = [
-                partial(
-                    part,
-                    rows[piece],
-                    noise.rows(piece) if isinstance(noise, DrawnNoise) else noise,
-                    *(share_of(piece, batch_size, weights) for weights in counts),
-                )
-                for piece in slices
-            ]
-        loss = _accumulate(flat, parts)
+        loss = _accumulate(flat, parts(rows))  # no name for the parts: the next ones would be made beside them
         averages.finish_minibatch(flat.step(loss, settings.max_grad_norm))
     return averages.stats(noise=settings.noise)

@@ -112,9 +112,21 @@ class SkillDiscriminators(nn.Module):
         given = one_hot(team_skill, self.n_team_skills).unsqueeze(-2).expand(*obs_features.shape[:-1], -1)
         return self.team(state_features), self.agent(th.cat([obs_features, given], dim=-1))
 
-    def log_probs(self, batch: DiscriminatorBatch) -> tuple[th.Tensor, th.Tensor]:
-        """log q_D(Z | s) (R,) and log q_d(z^i | o^i, Z) (R, N)."""
-        team, agents = self.logits(batch.state, batch.obs, batch.team_skill)
+    def clean_logits(self, batch: DiscriminatorBatch, rows_at_once: int | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """:meth:`logits` of a whole batch without noise.
+
+        :param rows_at_once: R of one pass; where no gradient is wanted, fewer rows need less memory. None: all
+        """
+        inputs = batch[:3]
+        if rows_at_once is None:
+            return self.logits(*inputs)
+        passes = [self.logits(*part) for part in zip(*(th.split(rows, rows_at_once) for rows in inputs), strict=True)]
+        team, agents = (th.cat(outputs) for outputs in zip(*passes, strict=True))
+        return team, agents
+
+    def log_probs(self, batch: DiscriminatorBatch, rows_at_once: int | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """log q_D(Z | s) (R,) and log q_d(z^i | o^i, Z) (R, N); ``rows_at_once`` as in :meth:`clean_logits`."""
+        team, agents = self.clean_logits(batch, rows_at_once)
         return (
             gather_log_prob(F.log_softmax(team, dim=-1), batch.team_skill),
             gather_log_prob(F.log_softmax(agents, dim=-1), batch.agent_skills),
