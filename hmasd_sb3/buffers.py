@@ -1,229 +1,22 @@
-"""The synchronised multi-agent rollout buffer: storage, segment bookkeeping and batches. Knows no network.
-
-Everything is kept as (T, B, ...). Samples come from one policy version; the gate (``sync.py``) refuses others.
-"""
+"""The rollout buffer: a rollout's storage, and the batches that networks learn from. Knows no network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 
 from hmasd_sb3.normalization import to_float
-from hmasd_sb3.sync import SyncError, SyncGate
-from hmasd_sb3.type_aliases import (
-    ActorBatch,
-    CoordinatorBatch,
-    CriticBatch,
-    DiscriminatorBatch,
-    SegmentEnd,
-    TeamDecision,
-    TerminalRow,
-)
-
-_STORED_KEYS = ("obs", "state", "action_mask", "agent_mask", "discriminator_obs", "discriminator_state")
+from hmasd_sb3.pieces import Batch, Piece, consecutive_groups, even_slices, n_minibatches, n_pieces, share_of
+from hmasd_sb3.storage import RolloutStorage
+from hmasd_sb3.type_aliases import ActorBatch, CoordinatorBatch, CriticBatch, DiscriminatorBatch
 
 
-class SkillRolloutBuffer:
-    """One rollout of ``n_steps`` steps in ``n_envs`` environments.
-
-    :param n_steps: T
-    :param n_envs: B
-    :param n_agents: N
-    :param action_shape: shape of one agent's action, () if discrete
-    :param observation_space: Dict space of a team
-    :param hidden_size: H of the actor
-    :param gate: decides whether a sample may enter
-    :param device: where batches are made
-    """
-
-    def __init__(
-        self,
-        n_steps: int,
-        n_envs: int,
-        n_agents: int,
-        action_shape: tuple[int, ...],
-        observation_space: spaces.Dict,
-        hidden_size: int,
-        gate: SyncGate,
-        device: th.device | str = "cpu",
-    ) -> None:
-        self.n_steps, self.n_envs, self.n_agents = n_steps, n_envs, n_agents
-        self.action_shape = action_shape
-        self.gate = gate
-        self.device = device
-        rows, agents = (n_steps, n_envs), (n_steps, n_envs, n_agents)
-        # One row more than steps: the last one is the observation that follows the rollout.
-        self.observations = {
-            key: np.zeros((n_steps + 1, n_envs, *(space.shape or ())), dtype=_storage_dtype(space))
-            for key, space in observation_space.spaces.items()
-            if key in _STORED_KEYS
-        }
-        action_dtype = np.float32 if action_shape else np.int64
-        self.actions = np.zeros((*agents, *action_shape), dtype=action_dtype)
-        self.log_probs = np.zeros(agents, dtype=np.float32)
-        self.hidden = np.zeros((*agents, hidden_size), dtype=np.float32)
-        self.rewards = np.zeros(rows, dtype=np.float32)
-        self.episode_starts = np.zeros(rows, dtype=bool)
-        self.terminated = np.zeros(rows, dtype=bool)
-        self.truncated = np.zeros(rows, dtype=bool)
-        self.lost = np.zeros(rows, dtype=bool)
-        self.team_skill = np.zeros(rows, dtype=np.int64)
-        self.agent_skills = np.zeros(agents, dtype=np.int64)
-        self.assigned = np.zeros(rows, dtype=bool)
-        self.skill_log_probs = np.zeros((n_steps, n_envs, 1 + n_agents), dtype=np.float32)
-        self.segment_ends = np.zeros(rows, dtype=np.int8)
-        # Filled once the rollout is complete, by the algorithm; values in reward units, outputs in the network's own.
-        self.agent_rewards = np.zeros(agents, dtype=np.float32)
-        self.values = np.zeros(agents, dtype=np.float32)
-        self.value_outputs = np.zeros(agents, dtype=np.float32)
-        self.advantages = np.zeros(agents, dtype=np.float32)
-        self.returns = np.zeros(agents, dtype=np.float32)
-        self.critic_hidden: th.Tensor | None = None
-        self.skill_values = np.zeros((n_steps, n_envs, 1 + n_agents), dtype=np.float32)
-        self.skill_value_outputs = np.zeros_like(self.skill_values)
-        self.skill_advantages = np.zeros_like(self.skill_values)
-        self.skill_returns = np.zeros_like(self.skill_values)
-        self.terminal_rows: list[TerminalRow] = []
-        self.pos = 0
-
-    # ------------------------------------------------------------------ filling
-
-    @property
-    def full(self) -> bool:
-        """Whether all ``n_steps`` steps are stored."""
-        return self.pos == self.n_steps
-
-    def reset(self) -> None:
-        """Forget the rollout."""
-        self.pos = 0
-        self.terminal_rows = []
-        self.critic_hidden = None
-
-    def add(
-        self,
-        observation: dict[str, np.ndarray],
-        decision: TeamDecision,
-        rewards: np.ndarray,
-        episode_starts: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        terminal_rows: list[TerminalRow],
-        lost: np.ndarray | None = None,
-    ) -> None:
-        """Store one step of all environments.
-
-        :param observation: what the decision was made on, arrays with axis B
-        :param decision: what the policy decided, and which version of it
-        :param rewards: (B,) team rewards
-        :param episode_starts: (B,) bool, the observation began an episode
-        :param terminated: (B,) bool, the episode ended by the game's rules
-        :param truncated: (B,) bool, the episode was cut off (time limit)
-        :param terminal_rows: true successors of the rows that ended
-        :param lost: (B,) bool, what came of this step is unknown (a worker broke down), so nothing is learnt from it; such
-            rows are truncated, and the observation they were decided on stands in for their successor
-        :raises SyncError: see :meth:`SyncGate.admit`; and when ``terminal_rows`` misses a row that ended
-        """
-        ended = set(np.flatnonzero(terminated | truncated).tolist())
-        if ended != {row.env for row in terminal_rows}:
-            raise SyncError(
-                f"Environments {sorted(ended)} ended an episode, but the true last observation came for "
-                f"{sorted(row.env for row in terminal_rows)}. The vector environment must report "
-                "info['terminal_observation'] for every environment it resets."
-            )
-        self.gate.admit(decision.policy_version)
-        step = self.pos
-        self._store_observation(step, observation)
-        self.actions[step] = decision.actions
-        self.log_probs[step] = decision.log_probs
-        self.hidden[step] = decision.hidden
-        self.rewards[step] = rewards
-        self.episode_starts[step] = episode_starts
-        self.terminated[step] = terminated
-        self.truncated[step] = truncated
-        self.lost[step] = False if lost is None else lost
-        self.team_skill[step] = decision.state.team_skill
-        self.agent_skills[step] = decision.state.agent_skills
-        self.assigned[step] = decision.assigned
-        self.skill_log_probs[step] = decision.skill_log_probs
-        reasons = np.where(decision.state.steps_left == 0, SegmentEnd.INTERVAL, SegmentEnd.NONE)
-        reasons = np.where(truncated, SegmentEnd.TRUNCATED, reasons)
-        self.segment_ends[step] = np.where(terminated, SegmentEnd.TERMINATED, reasons)
-        self.terminal_rows.extend(terminal_rows)
-        self.pos += 1
-
-    def finish(self, last_observation: dict[str, np.ndarray]) -> None:
-        """Close the rollout: store what follows it and end the skills that still run.
-
-        :param last_observation: observation after the last step (already of the next episode where one ended)
-        :raises SyncError: if steps are missing
-        """
-        if not self.full:
-            raise SyncError(f"The rollout holds {self.pos} of {self.n_steps} steps; collect the rest before finishing it.")
-        self._store_observation(self.n_steps, last_observation)
-        last = self.segment_ends[-1]
-        last[last == SegmentEnd.NONE] = SegmentEnd.ROLLOUT_END
-
-    def _store_observation(self, step: int, observation: dict[str, np.ndarray]) -> None:
-        for key, store in self.observations.items():
-            store[step] = observation[key]
-
-    # ------------------------------------------------------------------ reading
-
-    @property
-    def episode_ends(self) -> np.ndarray:
-        """(T, B) bool, the episode ended with this step, for whichever reason."""
-        return self.terminated | self.truncated
-
-    def successors(self, key: str) -> np.ndarray:
-        """(T, B, ...) the true successor of every step: the terminal observation where an episode ended."""
-        following = self.observations[key][1:].copy()
-        for row in self.terminal_rows:
-            following[row.step, row.env] = row.observation[key]
-        return following
-
-    def discriminator_key(self, which: str) -> str:
-        """Key that the discriminators look at: ``discriminator_<which>`` if the game gives it, else ``<which>``."""
-        own = f"discriminator_{which}"
-        return own if own in self.observations else which
-
-    @property
-    def present(self) -> np.ndarray | None:
-        """(T+1, B, N) bool, which agents were there at each observation; None if all of them always were.
-
-        Absence at a terminal observation, which stands outside this array, counts too.
-        """
-        mask = self.observations.get("agent_mask")
-        if mask is None or (mask.all() and all(row.observation["agent_mask"].all() for row in self.terminal_rows)):
-            return None
-        return mask.astype(bool)
-
-    def counting_samples(self) -> np.ndarray | None:
-        """(T, B, N) bool, which agents' steps are to be learnt from; None: all. Not: absent agents' and lost ones."""
-        present = self.present
-        if present is None and not self.lost.any():
-            return None
-        counts = np.ones(self.actions.shape[:3], dtype=bool) if present is None else present[:-1].copy()
-        counts[self.lost] = False
-        return counts
-
-    def counting_pairs(self) -> np.ndarray | None:
-        """(T, B, N) bool, which agents were there before and after a step, so that skills can be recognised; None: all."""
-        counts = self.counting_samples()
-        if counts is None or self.present is None:
-            return counts
-        return np.asarray(counts & self.successors("agent_mask").astype(bool))
-
-    def segment_end_counts(self) -> dict[str, np.ndarray]:
-        """Reason -> (B,) number of segments that ended for it in each environment."""
-        return {reason.name.lower(): (self.segment_ends == reason).sum(axis=0) for reason in SegmentEnd if reason.value > 0}
-
-    def flat_tensor(self, array: np.ndarray) -> th.Tensor:
-        """(T, B, ...) -> (T*B, ...) tensor on the batch device."""
-        return th.from_numpy(array.reshape(-1, *array.shape[2:])).to(self.device)
+class SkillRolloutBuffer(RolloutStorage):
+    """One rollout of ``n_steps`` steps in ``n_envs`` environments; arguments as :class:`RolloutStorage`."""
 
     def chunks(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Cut every environment's rollout into pieces of at most ``length`` steps in which no episode starts.
@@ -252,26 +45,52 @@ class SkillRolloutBuffer:
         return table, real
 
     def _chunk_minibatches(
-        self, length: int, batch_size: int, rng: np.random.Generator
-    ) -> Iterator[tuple[th.Tensor, th.Tensor]]:
-        """Random groups of chunks, about ``batch_size`` environment steps each: index (L, C), real (L, C)."""
+        self, length: int, batch_size: float, micro_batch_size: int | None, rng: np.random.Generator
+    ) -> Iterator[list[_Chunks]]:
+        """Random groups of chunks, about ``batch_size`` environment steps each, in pieces; see :meth:`actor_minibatches`."""
         table, real = self.chunks(length)
-        n_batches = (self.n_steps * self.n_envs) // batch_size
+        n_batches = n_minibatches(self.n_steps * self.n_envs, batch_size)
         order = rng.permutation(len(table)) if n_batches > 1 else np.arange(len(table))
-        steps_before = np.cumsum(real[order].sum(axis=1)) - 1
-        for number in range(n_batches):
-            members = order[steps_before * n_batches // (self.n_steps * self.n_envs) == number]
-            if len(members):
-                # from (C, L) to time-major (L, C)
-                yield th.from_numpy(table[members].T.copy()).to(self.device), th.from_numpy(real[members].T).to(self.device)
+        sizes = real.sum(axis=1)
+        for group in consecutive_groups(sizes[order], n_batches):
+            members = order[group]
+            count = n_pieces(int(sizes[members].sum()), micro_batch_size)
+            # from (C, L) to time-major (L, C)
+            yield [
+                _Chunks(*(th.from_numpy(array[members[part]].T.copy()).to(self.device) for array in (table, real)))
+                for part in consecutive_groups(sizes[members], count)
+            ]
+
+    def _pieces(
+        self, chunks: list[_Chunks], counts: th.Tensor | None, gather: Callable[[_Chunks, th.Tensor], Batch]
+    ) -> list[Piece[Batch]]:
+        """Pieces with their shares.
+
+        :param counts: (T*B, N), 1 for samples that count; None: all do
+        :param gather: makes a batch of chunks and their weights
+        """
+
+        def weights(part: _Chunks) -> th.Tensor:
+            return _chunk_weights(part.real, part.steps, counts)
+
+        def batch(part: _Chunks) -> Batch:
+            return gather(part, weights(part))
+
+        sums = [float(weights(part).sum(dtype=th.float64)) for part in chunks] if len(chunks) > 1 else [1.0]
+        # At least one sample as in weighted_mean(), where nothing counts.
+        whole = max(1.0, sum(sums))
+        return [Piece(own / whole, partial(batch, part)) for part, own in zip(chunks, sums, strict=True)]
 
     # ------------------------------------------------------------------ batches
 
-    def actor_batches(self, length: int, batch_size: int, rng: np.random.Generator) -> Iterator[ActorBatch]:
-        """One epoch over all steps for the actor.
+    def actor_minibatches(
+        self, length: int, batch_size: float, rng: np.random.Generator, micro_batch_size: int | None = None
+    ) -> Iterator[list[Piece[ActorBatch]]]:
+        """One epoch over all steps for the actor: minibatches, each in pieces.
 
         :param length: L, longest sequence that gradients run through
-        :param batch_size: environment steps per minibatch
+        :param batch_size: environment steps per minibatch, about, as chunks are kept whole
+        :param micro_batch_size: environment steps per piece, about; None: each minibatch is one piece
         """
         obs = self.flat_tensor(self.observations["obs"][:-1]).flatten(2)
         stores = [self.flat_tensor(a) for a in (self.agent_skills, self.actions, self.log_probs, self.advantages)]
@@ -279,25 +98,35 @@ class SkillRolloutBuffer:
         masks = self.flat_tensor(self.observations["action_mask"][:-1]) if "action_mask" in self.observations else None
         counts = self._weights(self.counting_samples())
 
-        def gather(store: th.Tensor, index: th.Tensor) -> th.Tensor:
+        def per_agent(store: th.Tensor, index: th.Tensor) -> th.Tensor:
             # from (T*B, N, ...) to (L, C, N, ...) to (L, C*N, ...)
             return store[index].flatten(1, 2)
 
-        for index, real in self._chunk_minibatches(length, batch_size, rng):
-            skills, actions, log_probs, advantages = (gather(store, index) for store in stores)
-            yield ActorBatch(
-                to_float(gather(obs, index)),
+        def gather(chunks: _Chunks, weights: th.Tensor) -> ActorBatch:
+            index = chunks.steps
+            skills, actions, log_probs, advantages = (per_agent(store, index) for store in stores)
+            return ActorBatch(
+                to_float(per_agent(obs, index)),
                 skills,
                 hidden[index[0]].flatten(0, 1),
                 actions,
-                None if masks is None else gather(masks, index).bool(),
+                None if masks is None else per_agent(masks, index).bool(),
                 log_probs,
                 advantages,
-                _chunk_weights(real, index, counts).expand(-1, -1, self.n_agents).flatten(1, 2),
+                weights.expand(-1, -1, self.n_agents).flatten(1, 2),
             )
 
-    def critic_batches(self, length: int, batch_size: int, rng: np.random.Generator) -> Iterator[CriticBatch]:
-        """One epoch over all steps for the low-level critic; arguments as :meth:`actor_batches`."""
+        for chunks in self._chunk_minibatches(length, batch_size, micro_batch_size, rng):
+            yield self._pieces(chunks, counts, gather)
+
+    def actor_batches(self, length: int, batch_size: float, rng: np.random.Generator) -> Iterator[ActorBatch]:
+        """As :meth:`actor_minibatches`, each minibatch whole."""
+        return (whole.gather() for (whole,) in self.actor_minibatches(length, batch_size, rng))
+
+    def critic_minibatches(
+        self, length: int, batch_size: float, rng: np.random.Generator, micro_batch_size: int | None = None
+    ) -> Iterator[list[Piece[CriticBatch]]]:
+        """One epoch over all steps for the low-level critic; arguments as :meth:`actor_minibatches`."""
         assert self.critic_hidden is not None
         state, team_skill, agent_skills = (
             self.flat_tensor(a) for a in (self.observations["state"][:-1], self.team_skill, self.agent_skills)
@@ -305,26 +134,55 @@ class SkillRolloutBuffer:
         values, returns = self.flat_tensor(self.value_outputs), self.flat_tensor(self.returns)
         hidden = self.critic_hidden.flatten(0, 1)
         counts = self._weights(self.counting_samples())
-        for index, real in self._chunk_minibatches(length, batch_size, rng):
-            yield CriticBatch(
+
+        def gather(chunks: _Chunks, weights: th.Tensor) -> CriticBatch:
+            index = chunks.steps
+            return CriticBatch(
                 to_float(state[index]).flatten(2),
                 team_skill[index],
                 agent_skills[index],
                 hidden[index[0]],
                 values[index],
                 returns[index],
-                _chunk_weights(real, index, counts),
+                weights,
             )
+
+        for chunks in self._chunk_minibatches(length, batch_size, micro_batch_size, rng):
+            yield self._pieces(chunks, counts, gather)
+
+    def critic_batches(self, length: int, batch_size: float, rng: np.random.Generator) -> Iterator[CriticBatch]:
+        """As :meth:`critic_minibatches`, each minibatch whole."""
+        return (whole.gather() for (whole,) in self.critic_minibatches(length, batch_size, rng))
+
+    def coordinator_pieces(self, micro_batch_size: int | None = None) -> list[Piece[CoordinatorBatch]]:
+        """All assignments of the rollout in pieces; none if there was no assignment (every skill ran through).
+
+        :param micro_batch_size: assignments per piece, at most; None: one piece, which is made once and kept
+        """
+        n_rows = int(self.assigned.sum())
+        if n_rows == 0:
+            return []
+        count = n_pieces(n_rows, micro_batch_size)
+        if count == 1:
+            batch = self._assignments(slice(None))
+            return [Piece(1.0, lambda: batch)]
+        tokens = self.counting_tokens()
+        weights = None if tokens is None else th.from_numpy(tokens[self.assigned])
+        return [
+            Piece(share_of(part, n_rows, weights), partial(self._assignments, part)) for part in even_slices(n_rows, count)
+        ]
 
     def coordinator_batch(self) -> CoordinatorBatch | None:
         """All assignments of the rollout, or None if there was none (every skill ran through)."""
-        rows = self.assigned
-        if not rows.any():
-            return None
+        return self._assignments(slice(None)) if self.assigned.any() else None
+
+    def _assignments(self, part: slice) -> CoordinatorBatch:
+        """Some of the assignments, counted in time order."""
+        rows = np.flatnonzero(self.assigned)[part]
 
         def select(array: np.ndarray) -> th.Tensor:
-            # from (T, B, ...) to (R, ...), rows in time order
-            return th.from_numpy(array[rows]).to(self.device)
+            # from (T, B, ...) to (R, ...)
+            return th.from_numpy(array.reshape(-1, *array.shape[2:])[rows]).to(self.device)
 
         present, counts = self.present, self.counting_tokens()
         return CoordinatorBatch(
@@ -339,13 +197,6 @@ class SkillRolloutBuffer:
             None if present is None else select(present[:-1]),
             None if counts is None else select(counts).to(th.float32),
         )
-
-    def counting_tokens(self) -> np.ndarray | None:
-        """(T, B, 1+N) bool, of what is assigned at a step, which is to be learnt from: Z, and the skills of agents there."""
-        samples = self.counting_samples()
-        if samples is None:
-            return None
-        return np.concatenate([~self.lost[..., None], samples], axis=-1)
 
     def discriminator_data(self) -> DiscriminatorBatch:
         """All T*B state-skill pairs, successors as the discriminators see them."""
@@ -366,6 +217,13 @@ class SkillRolloutBuffer:
         return None if counts is None else self.flat_tensor(counts).to(th.float32)
 
 
+class _Chunks(NamedTuple):
+    steps: th.Tensor
+    """(L, C) int64, flat step of each entry."""
+    real: th.Tensor
+    """(L, C) bool, whether an entry is a real step."""
+
+
 def _chunk_weights(real: th.Tensor, index: th.Tensor, counts: th.Tensor | None) -> th.Tensor:
     """(L, C, 1), or (L, C, N) where agents differ: 1 for real steps that count.
 
@@ -375,9 +233,3 @@ def _chunk_weights(real: th.Tensor, index: th.Tensor, counts: th.Tensor | None) 
     """
     weights = real.unsqueeze(-1).to(th.float32)
     return weights if counts is None else weights * counts[index]
-
-
-def _storage_dtype(space: spaces.Space[Any]) -> np.dtype:
-    """float64 is stored as float32 (networks compute in it); every other type as it is."""
-    dtype = np.dtype(space.dtype) if space.dtype is not None else np.dtype(np.float32)
-    return np.dtype(np.float32) if dtype == np.float64 else dtype

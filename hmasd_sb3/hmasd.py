@@ -37,6 +37,7 @@ from hmasd_sb3.updates import (
 )
 from hmasd_sb3.validation import (
     SCHEDULED,
+    check_batch_size,
     check_hyperparameters,
     check_policy_kwargs,
     check_scheduled,
@@ -57,7 +58,8 @@ class HMASD(PersistentAlgorithm):
     :param learning_rate: of coordinator, actor and critic (*schedule*)
     :param n_steps: steps of every environment per update; one synchronised batch is ``n_steps * n_envs``
     :param batch_size: environment steps per low-level minibatch (about: chunks are kept whole); must divide the batch.
-        None: a quarter of it, half or all where that is no whole number
+        None: a quarter of it, half or all where that is no whole number. As a *schedule* it need not divide: there are as
+        many minibatches as bring their size closest to its value
     :param n_epochs: passes of actor and critic over a rollout
     :param gamma: discount per environment step at the low level
     :param gae_lambda: GAE factor at both levels
@@ -92,6 +94,8 @@ class HMASD(PersistentAlgorithm):
     :param discriminator_batch_size: environment steps per such gradient step
     :param discriminator_noise: Gaussian noise on the discriminators' scaled training inputs (*schedule*); by default it
         follows how well skills can be told apart, see :class:`~hmasd_sb3.ConfusionGatedNoise`
+    :param micro_batch_size: environment steps (for the coordinator: assignments) whose gradient is computed at once; those
+        of a minibatch's pieces are summed, which changes its memory and not its result. None: a minibatch at once
     :param on_nan: what happens when a loss, gradient, observation or reward is NaN or infinite. "stop": an error that names
         it; "rollback": training goes back to its last good checkpoint, with half the learning rates. Needs a
         :class:`~hmasd_sb3.monitoring.TrainingCheckpoint` among the callbacks
@@ -113,7 +117,7 @@ class HMASD(PersistentAlgorithm):
         env: GymEnv | str | Any,
         learning_rate: float | Schedule = LinearSchedule(1e-3, 5e-5, 1.0),  # noqa: B008  (stateless)
         n_steps: int = 100,
-        batch_size: int | None = None,
+        batch_size: int | Schedule | None = None,
         n_epochs: int = 5,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -144,6 +148,7 @@ class HMASD(PersistentAlgorithm):
         discriminator_n_updates: int = 15,
         discriminator_batch_size: int = 2048,
         discriminator_noise: float | Schedule = ConfusionGatedNoise(),  # noqa: B008  (copied below)
+        micro_batch_size: int | None = None,
         on_nan: str = "stop",
         max_rollbacks: int = 3,
         stats_window_size: int = 100,
@@ -204,11 +209,12 @@ class HMASD(PersistentAlgorithm):
         self.on_nan = on_nan
         self.max_rollbacks = max_rollbacks
         self.discriminator_noise = copy.deepcopy(discriminator_noise)  # its state, if any, is this model's own
+        self.micro_batch_size = micro_batch_size
         if _init_setup_model:
             if self.env is None:
                 raise ValueError("HMASD needs an environment; only HMASD.load(path) works without one.")
             self._setup_model()
-            resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
+            check_batch_size(self.batch_size, self.n_steps, self.n_envs)
 
     # ------------------------------------------------------------------ set-up
 
@@ -296,7 +302,7 @@ class HMASD(PersistentAlgorithm):
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
         )
         check_rollout_finite(self.rollout_buffer)
-        report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats)
+        report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats, self.micro_batch_size)
         if "team_accuracy" in report:  # else nothing happened that skills could be recognised by
             if isinstance(self.discriminator_noise, ConfusionGatedNoise):
                 self.discriminator_noise.observe(report["agent_worst_accuracy"])
@@ -321,12 +327,13 @@ class HMASD(PersistentAlgorithm):
             skill_timeout_bootstrap=self.skill_timeout_bootstrap,
             normalize_advantage=self.normalize_advantage,
             skill_advantage_floor=self.skill_advantage_floor,
+            micro_batch_size=self.micro_batch_size,
         )
 
     def _ppo_settings(self, n_epochs: int, ent_coef: str, target_kl: float | None) -> PPOSettings:
         return PPOSettings(
             n_epochs=n_epochs,
-            batch_size=resolve_batch_size(self.batch_size, self.n_steps, self.n_envs),
+            batch_size=resolve_batch_size(self.batch_size, self.n_steps, self.n_envs, self._current_progress_remaining),
             sequence_length=min(self.sequence_length, self.n_steps),
             clip_range=self.scheduled("clip_range"),
             clip_range_vf=None if self.clip_range_vf is None else self.scheduled("clip_range_vf"),
@@ -335,6 +342,7 @@ class HMASD(PersistentAlgorithm):
             huber_delta=self.huber_delta,
             max_grad_norm=self.max_grad_norm,
             target_kl=target_kl,
+            micro_batch_size=self.micro_batch_size,
         )
 
     def _set_learning_rates(self) -> None:
@@ -352,19 +360,23 @@ class HMASD(PersistentAlgorithm):
             self.discriminator_batch_size,
             self.scheduled("discriminator_noise"),
             self.max_grad_norm,
+            self.micro_batch_size,
         )
         learner = (self.policy, self.rollout_buffer)
-        return {
+        stats = {
             "coordinator": update_coordinator(*learner, high),
             "actor": update_actor(*learner, low, self._rng),
             "critic": update_critic(*learner, low, self._rng),
             "discriminators": update_discriminators(*learner, discriminating, self._rng),
         }
+        minibatches = stats["critic"].values["gradient_steps"] / self.n_epochs
+        self.logger.record("train/batch_size", self.n_steps * self.n_envs / minibatches)
+        return stats
 
     def _check_before_learning(self) -> None:
         super()._check_before_learning()
         # Not checked by load(): a model may be loaded with fewer environments only to be evaluated.
-        resolve_batch_size(self.batch_size, self.n_steps, self.n_envs)
+        check_batch_size(self.batch_size, self.n_steps, self.n_envs)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"policy.{network}_optimizer" for network in NETWORKS)], []

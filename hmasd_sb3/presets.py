@@ -29,6 +29,7 @@ _COMMON: dict[str, Any] = {
     "sequence_length": 10,
     "discriminator_n_updates": 15,
     "discriminator_batch_size": 2048,
+    "micro_batch_size": None,
 }
 _POLICY: dict[str, Any] = {
     "hidden_size": 64,

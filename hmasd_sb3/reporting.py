@@ -16,7 +16,12 @@ from hmasd_sb3.type_aliases import CoordinatorBatch, UpdateStats
 
 
 def log_rollout(
-    logger: Logger, policy: HMASDPolicy, buffer: SkillRolloutBuffer, gate: SyncGate, rewards: RewardStats
+    logger: Logger,
+    policy: HMASDPolicy,
+    buffer: SkillRolloutBuffer,
+    gate: SyncGate,
+    rewards: RewardStats,
+    micro_batch_size: int | None = None,
 ) -> dict[str, float]:
     """Groups ``sync/``, ``reward/`` and ``skills/``, from a complete and evaluated rollout.
 
@@ -36,7 +41,7 @@ def log_rollout(
         logger.record("sync/agents_present", float(present[:-1].mean()))
     for name, value in rewards._asdict().items():
         logger.record(f"reward/{name}", value)
-    report = skill_report(policy, buffer)
+    report = skill_report(policy, buffer, micro_batch_size)
     for name, value in report.items():
         logger.record(f"skills/{name}", value)
     return report
@@ -55,7 +60,7 @@ def log_update(logger: Logger, policy: HMASDPolicy, stats: dict[str, UpdateStats
     logger.record("train/high_value_std", policy.high_value_norm.statistics()[1])
 
 
-def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer) -> dict[str, float]:
+def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer, micro_batch_size: int | None = None) -> dict[str, float]:
     """How skills are used and whether they can be told apart; all figures of this rollout.
 
     ``*_accuracy`` are discriminator accuracies on clean inputs, to be read against ``*_chance``: what guessing the most
@@ -64,10 +69,12 @@ def skill_report(policy: HMASDPolicy, buffer: SkillRolloutBuffer) -> dict[str, f
     information between Z and the agents' skills in nats (0: Z is inert, at most ln n_Z). ``redundancy`` is the share of
     agent pairs given one skill. Where nothing happened that skills could be recognised by, only ``team_skill_information``
     is given, if anything.
+
+    :param micro_batch_size: environment steps that the discriminators look at at once; None: the whole rollout
     """
     with th.no_grad():
         pairs = buffer.discriminator_data()
-        team_logits, agent_logits = policy.discriminators.logits(pairs.state, pairs.obs, pairs.team_skill)
+        team_logits, agent_logits = policy.discriminators.clean_logits(pairs, micro_batch_size)
         batch = buffer.coordinator_batch()
         information = {} if batch is None else {"team_skill_information": team_skill_information(policy, batch)}
     team_seen = np.ones(len(pairs.team_skill), dtype=bool) if pairs.team_weights is None else _flags(pairs.team_weights)

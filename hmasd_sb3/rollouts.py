@@ -38,6 +38,8 @@ class ReturnSettings(NamedTuple):
     skill_timeout_bootstrap: bool
     normalize_advantage: bool
     skill_advantage_floor: float
+    micro_batch_size: int | None = None
+    """Environment steps that the discriminators look at at once; None: the whole rollout."""
 
 
 class RewardStats(NamedTuple):
@@ -95,7 +97,7 @@ def check_rollout_finite(buffer: SkillRolloutBuffer) -> None:
 def _fill_agent_rewards(
     policy: HMASDPolicy, buffer: SkillRolloutBuffer, pairs: DiscriminatorBatch, settings: ReturnSettings
 ) -> RewardStats:
-    team_log_probs, agent_log_probs = policy.discriminators.log_probs(pairs)
+    team_log_probs, agent_log_probs = policy.discriminators.log_probs(pairs, settings.micro_batch_size)
     shape = buffer.rewards.shape
     team = team_log_probs.cpu().numpy().reshape(shape)
     agents = agent_log_probs.cpu().numpy().reshape(*shape, -1)

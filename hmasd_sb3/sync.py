@@ -20,7 +20,7 @@ class SyncGate:
 
     :param n_envs: number of environments that contribute
     :param n_steps: steps each of them contributes to one update
-    :param policy_version: number of updates that the policy has behind it
+    :param policy_version: number of updates that the policy has behind it, those that broke off among them
     """
 
     def __init__(self, n_envs: int, n_steps: int, policy_version: int = 0) -> None:
@@ -32,6 +32,7 @@ class SyncGate:
         self.collection_time = 0.0
         self.update_time = 0.0
         self._phase_start = 0.0
+        self._updating = False
 
     @property
     def required_samples(self) -> int:
@@ -54,10 +55,23 @@ class SyncGate:
         return self.samples_collected >= self.required_samples
 
     def open(self) -> None:
-        """Start a new rollout; whatever an aborted one had counted is dropped."""
+        """Start a new rollout; whatever an aborted one had counted is dropped.
+
+        After an update that broke off the version moves on here: some networks may have changed, so what was decided
+        before belongs to another policy.
+        """
+        if self._updating:
+            self.policy_version += 1
+            self._updating = False
         self.collecting = True
         self.contributions[:] = 0
         self._phase_start = time.perf_counter()
+
+    def restart(self, policy_version: int) -> None:
+        """Begin as if new, between two rollouts of a policy that has so many updates behind it."""
+        self.collecting = self._updating = False
+        self.policy_version = policy_version
+        self.contributions[:] = 0
 
     def reopen(self) -> None:
         """Go on with a rollout that was closed before it was complete."""
@@ -96,7 +110,7 @@ class SyncGate:
     def begin_update(self) -> None:
         """Check that an update may start now.
 
-        :raises SyncError: while collection is enabled or the batch is incomplete
+        :raises SyncError: while collection is enabled, or the batch is incomplete or spent
         """
         if self.collecting:
             raise SyncError("The policy cannot be updated while samples are collected. Call disable_data_collection() first.")
@@ -105,14 +119,33 @@ class SyncGate:
                 f"An update needs {self.required_samples} samples of one policy version, only {self.samples_collected} were "
                 "collected. Collect the rest first."
             )
+        if self._updating:
+            raise SyncError(
+                f"An update of policy version {self.policy_version} has begun on this batch and broke off, so some networks "
+                "may have learnt from it already. Call enable_data_collection() and collect a new one."
+            )
         self._phase_start = time.perf_counter()
+        self._updating = True
 
     def abandon_update(self) -> None:
-        """After an update that broke off: its batch is spent, since some networks may have learnt from it already."""
+        """After an update that broke off: its batch is spent, since some networks may have learnt from it already.
+
+        :raises SyncError: if no update has begun
+        """
+        self._check_updating()
         self.contributions[:] = 0
 
     def finish_update(self) -> None:
-        """Move on to the next policy version."""
+        """Move on to the next policy version.
+
+        :raises SyncError: if no update has begun
+        """
+        self._check_updating()
+        self._updating = False
         self.update_time = time.perf_counter() - self._phase_start
         self.policy_version += 1
         self.contributions[:] = 0
+
+    def _check_updating(self) -> None:
+        if not self._updating:
+            raise SyncError("No update is under way. Collect a batch and call sync_update().")

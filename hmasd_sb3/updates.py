@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,16 +12,19 @@ import torch as th
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.losses import clipped_policy_loss, value_loss, weighted_mean
+from hmasd_sb3.pieces import even_slices, n_pieces, share_of
+from hmasd_sb3.policies.discriminators import DrawnNoise
+from hmasd_sb3.policies.flat import FlatOptimizer
 from hmasd_sb3.policies.policy import HMASDPolicy
-from hmasd_sb3.type_aliases import UpdateStats
+from hmasd_sb3.type_aliases import ActorBatch, CoordinatorBatch, CriticBatch, UpdateStats
 
 
 class PPOSettings(NamedTuple):
     """Values in force for one PPO update (schedules already evaluated)."""
 
     n_epochs: int
-    batch_size: int
-    """Environment steps per minibatch (low level; the coordinator takes all its rows at once)."""
+    batch_size: float
+    """Environment steps per minibatch (low level; the coordinator takes all its rows for one step)."""
     sequence_length: int
     clip_range: float
     clip_range_vf: float | None
@@ -28,6 +33,8 @@ class PPOSettings(NamedTuple):
     huber_delta: float
     max_grad_norm: float
     target_kl: float | None
+    micro_batch_size: int | None = None
+    """Environment steps (coordinator: assignments) whose gradient is computed at once; None: the whole minibatch's."""
 
 
 class DiscriminatorSettings(NamedTuple):
@@ -37,26 +44,45 @@ class DiscriminatorSettings(NamedTuple):
     batch_size: int
     noise: float
     max_grad_norm: float
+    micro_batch_size: int | None = None
 
 
 class _Averages:
-    """Means of named numbers over the minibatches of one update."""
+    """Means of named numbers over the minibatches of one update, each put together from its pieces."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
+        self._parts: dict[str, float] = defaultdict(float)
         self.first_ratio_deviation = 0.0
 
-    def add(self, **values: float | th.Tensor) -> None:
+    def add_part(self, share: float, **values: th.Tensor) -> None:
+        """Add means over a piece to the minibatch at hand.
+
+        :param share: of the piece in the minibatch
+        """
         for name, value in values.items():
-            self._sums[name] += float(value)
-            self._counts[name] += 1
+            self._parts[name] += share * float(value.detach())
+
+    def settle(self, name: str) -> float:
+        """The minibatch's mean of one number, which is complete now."""
+        value = self._parts.pop(name)
+        self._sums[name] += value
+        self._counts[name] += 1
+        return value
+
+    def finish_minibatch(self, grad_norm: float) -> None:
+        """Settle all numbers of the minibatch."""
+        self._parts["grad_norm"] = grad_norm
+        for name in list(self._parts):
+            self.settle(name)
 
     def note_ratio(self, ratio: th.Tensor, weights: th.Tensor | None = None) -> None:
-        """Remember how far the very first ratios are from 1; later calls change nothing."""
+        """Remember how far the first minibatch's ratios are from 1; later calls change nothing."""
         if "approx_kl" not in self._counts:
             deviation = (ratio.detach() - 1.0).abs()
-            self.first_ratio_deviation = float((deviation if weights is None else deviation * weights).max())
+            largest = float((deviation if weights is None else deviation * weights).max())
+            self.first_ratio_deviation = float(np.maximum(self.first_ratio_deviation, largest))  # keeps NaN
 
     def stats(self, **last: float) -> UpdateStats:
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
@@ -68,38 +94,55 @@ def _kl_exceeded(approx_kl: float, target_kl: float | None) -> bool:
     return target_kl is not None and approx_kl > 1.5 * target_kl
 
 
+def _accumulate(flat: FlatOptimizer, parts: Sequence[Callable[[], th.Tensor]]) -> th.Tensor:
+    """Backpropagate a minibatch's loss part by part, but for the last part, with which to step or not.
+
+    A part's graph is gone before the next one is computed; the parts' sum is the minibatch's loss.
+    """
+    flat.discard()  # of a minibatch that was not stepped with
+    *others, last = parts
+    for part in others:
+        flat.accumulate(part())
+    return last()
+
+
 def update_coordinator(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings: PPOSettings) -> UpdateStats:
     """PPO on the assignments of the rollout: Z with V_h(s), each z^i with V_h(o^i) (Eq. 6)."""
     averages = _Averages()
-    batch = buffer.coordinator_batch()
     flat = policy.flat("coordinator")
-    if batch is None or not flat.parameters:
+    pieces = buffer.coordinator_pieces(settings.micro_batch_size) if flat.parameters else []
+    if not pieces:
         return averages.stats(epochs=0.0)
-    returns = policy.high_value_norm.normalize(batch.returns)
-    epochs = 0
-    for _ in range(settings.n_epochs):
+
+    def part(gather: Callable[[], CoordinatorBatch], share: float) -> th.Tensor:
+        batch = gather()
         scored = policy.coordinator.evaluate(batch.state, batch.obs, batch.team_skill, batch.agent_skills, batch.agent_mask)
         surrogate = clipped_policy_loss(
             scored.log_probs, batch.old_log_probs, batch.advantages, settings.clip_range, batch.weights
         )
+        returns = policy.high_value_norm.normalize(batch.returns)
         critic_loss = value_loss(
             scored.values, batch.old_values, returns, settings.clip_range_vf, settings.huber_delta, batch.weights
         )
         entropy = weighted_mean(scored.entropies, batch.weights)
         averages.note_ratio(surrogate.ratio, batch.weights)
-        averages.add(approx_kl=surrogate.approx_kl)
-        if _kl_exceeded(float(surrogate.approx_kl), settings.target_kl):
-            break
-        loss = surrogate.loss - settings.ent_coef * entropy + settings.vf_coef * critic_loss
-        grad_norm = flat.step(loss, settings.max_grad_norm)
-        epochs += 1
-        averages.add(
-            policy_loss=surrogate.loss.detach(),
-            value_loss=critic_loss.detach(),
-            entropy=entropy.detach(),
+        averages.add_part(
+            share,
+            approx_kl=surrogate.approx_kl,
+            policy_loss=surrogate.loss,
+            value_loss=critic_loss,
+            entropy=entropy,
             clip_fraction=surrogate.clip_fraction,
-            grad_norm=grad_norm,
         )
+        return share * (surrogate.loss - settings.ent_coef * entropy + settings.vf_coef * critic_loss)
+
+    epochs = 0
+    for _ in range(settings.n_epochs):
+        loss = _accumulate(flat, [partial(part, piece.gather, piece.share) for piece in pieces])
+        if _kl_exceeded(averages.settle("approx_kl"), settings.target_kl):
+            break
+        averages.finish_minibatch(flat.step(loss, settings.max_grad_norm))
+        epochs += 1
     return averages.stats(epochs=float(epochs))
 
 
@@ -109,32 +152,32 @@ def update_actor(
     """PPO on every agent's actions (policy part of Eq. 7)."""
     averages = _Averages()
     flat = policy.flat("actor")
+
+    def part(gather: Callable[[], ActorBatch], share: float) -> th.Tensor:
+        batch = gather()
+        log_probs, entropies = policy.actor.evaluate(
+            batch.obs, batch.agent_skills, batch.hidden, batch.actions, batch.action_masks
+        )
+        surrogate = clipped_policy_loss(log_probs, batch.old_log_probs, batch.advantages, settings.clip_range, batch.weights)
+        entropy = weighted_mean(entropies, batch.weights)
+        averages.note_ratio(surrogate.ratio, batch.weights)
+        averages.add_part(
+            share,
+            approx_kl=surrogate.approx_kl,
+            policy_loss=surrogate.loss,
+            entropy=entropy,
+            clip_fraction=surrogate.clip_fraction,
+        )
+        return share * (surrogate.loss - settings.ent_coef * entropy)
+
     steps = 0
-    stopped = False
     for _ in range(settings.n_epochs):
-        for batch in buffer.actor_batches(settings.sequence_length, settings.batch_size, rng):
-            log_probs, entropies = policy.actor.evaluate(
-                batch.obs, batch.agent_skills, batch.hidden, batch.actions, batch.action_masks
-            )
-            surrogate = clipped_policy_loss(
-                log_probs, batch.old_log_probs, batch.advantages, settings.clip_range, batch.weights
-            )
-            entropy = weighted_mean(entropies, batch.weights)
-            averages.note_ratio(surrogate.ratio, batch.weights)
-            averages.add(approx_kl=surrogate.approx_kl)
-            stopped = _kl_exceeded(float(surrogate.approx_kl), settings.target_kl)
-            if stopped:
-                break
-            grad_norm = flat.step(surrogate.loss - settings.ent_coef * entropy, settings.max_grad_norm)
+        for pieces in buffer.actor_minibatches(settings.sequence_length, settings.batch_size, rng, settings.micro_batch_size):
+            loss = _accumulate(flat, [partial(part, piece.gather, piece.share) for piece in pieces])
+            if _kl_exceeded(averages.settle("approx_kl"), settings.target_kl):
+                return averages.stats(gradient_steps=float(steps))
+            averages.finish_minibatch(flat.step(loss, settings.max_grad_norm))
             steps += 1
-            averages.add(
-                policy_loss=surrogate.loss.detach(),
-                entropy=entropy.detach(),
-                clip_fraction=surrogate.clip_fraction,
-                grad_norm=grad_norm,
-            )
-        if stopped:
-            break
     return averages.stats(gradient_steps=float(steps))
 
 
@@ -144,20 +187,27 @@ def update_critic(
     """Clipped Huber regression of the low-level values (value part of Eq. 7)."""
     averages = _Averages()
     flat, norm = policy.flat("critic"), policy.low_value_norm
+
+    def part(gather: Callable[[], CriticBatch], share: float) -> th.Tensor:
+        batch = gather()
+        loss = value_loss(
+            policy.critic.evaluate(batch.state, batch.team_skill, batch.agent_skills, batch.hidden),
+            batch.old_values,
+            norm.normalize(batch.returns),
+            settings.clip_range_vf,
+            settings.huber_delta,
+            batch.weights,
+        )
+        averages.add_part(share, value_loss=loss)
+        return share * (settings.vf_coef * loss)
+
+    steps = 0
     for _ in range(settings.n_epochs):
-        for batch in buffer.critic_batches(settings.sequence_length, settings.batch_size, rng):
-            values = policy.critic.evaluate(batch.state, batch.team_skill, batch.agent_skills, batch.hidden)
-            loss = value_loss(
-                values,
-                batch.old_values,
-                norm.normalize(batch.returns),
-                settings.clip_range_vf,
-                settings.huber_delta,
-                batch.weights,
-            )
-            grad_norm = flat.step(settings.vf_coef * loss, settings.max_grad_norm)
-            averages.add(value_loss=loss.detach(), grad_norm=grad_norm)
-    return averages.stats()
+        for pieces in buffer.critic_minibatches(settings.sequence_length, settings.batch_size, rng, settings.micro_batch_size):
+            loss = _accumulate(flat, [partial(part, piece.gather, piece.share) for piece in pieces])
+            averages.finish_minibatch(flat.step(loss, settings.max_grad_norm))
+            steps += 1
+    return averages.stats(gradient_steps=float(steps))
 
 
 def update_discriminators(
@@ -169,9 +219,32 @@ def update_discriminators(
     pairs = buffer.discriminator_data()
     n_rows = len(pairs.team_skill)
     batch_size = min(settings.batch_size, n_rows)
+
+    def part(rows: th.Tensor, noise: float | DrawnNoise, team_share: float = 1.0, agent_share: float = 1.0) -> th.Tensor:
+        team_loss, agent_loss = policy.discriminators.losses(pairs.rows(rows), noise)
+        averages.add_part(team_share, team_loss=team_loss)
+        averages.add_part(agent_share, agent_loss=agent_loss)
+        return team_share * team_loss + agent_share * agent_loss
+
+    def parts(rows: th.Tensor) -> list[Callable[[], th.Tensor]]:
+        slices = even_slices(len(rows), n_pieces(len(rows), settings.micro_batch_size))
+        if len(slices) == 1:
+            return [partial(part, rows, settings.noise)]
+        # The rows get the noise that they would get all at once, so all of it is drawn here.
+        noise = policy.discriminators.draw_noise(pairs, len(rows), settings.noise)
+        counts = [None if weights is None else weights[rows] for weights in (pairs.team_weights, pairs.agent_weights)]
+        return [
+            partial(
+                part,
+                rows[piece],
+                noise.rows(piece) if isinstance(noise, DrawnNoise) else noise,
+                *(share_of(piece, len(rows), weights) for weights in counts),
+            )
+            for piece in slices
+        ]
+
     for _ in range(settings.n_updates):
         rows = th.from_numpy(rng.permutation(n_rows)[:batch_size]).to(pairs.team_skill.device)
-        team_loss, agent_loss = policy.discriminators.losses(pairs.rows(rows), settings.noise)
-        grad_norm = flat.step(team_loss + agent_loss, settings.max_grad_norm)
-        averages.add(team_loss=team_loss.detach(), agent_loss=agent_loss.detach(), grad_norm=grad_norm)
+        loss = _accumulate(flat, parts(rows))  # no name for the parts: the next ones would be made beside them
+        averages.finish_minibatch(flat.step(loss, settings.max_grad_norm))
     return averages.stats(noise=settings.noise)

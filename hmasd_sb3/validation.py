@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.type_aliases import Schedule
 
 
 class InvalidTransitionError(RuntimeError):
@@ -16,6 +17,10 @@ class InvalidTransitionError(RuntimeError):
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 _COUNTS = (
@@ -30,6 +35,7 @@ _COUNTS = (
     "discriminator_batch_size",
     "max_rollbacks",
 )
+_OPTIONAL_COUNTS = ("micro_batch_size",)
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "gamma": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
     "skill_gamma": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
@@ -67,6 +73,10 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
         value = values[name]
         if not _is_integer(value) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    for name in _OPTIONAL_COUNTS:
+        value = values[name]
+        if value is not None and (not _is_integer(value) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, or None, got {value!r}.")
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
             raise ValueError(f"{name} must be one of {choices}, got {values[name]!r}.")
@@ -127,23 +137,34 @@ def check_policy_kwargs(policy_class: type, policy_kwargs: dict[str, Any] | None
 
 
 def _check_number(name: str, value: Any, holds: Callable[[float], bool], wanted: str) -> None:
-    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     # A NaN satisfies no comparison, so it is refused by the range.
-    if not is_number or not holds(float(value)):
+    if not _is_number(value) or not holds(float(value)):
         raise ValueError(f"{name} must be a number {wanted}, got {value!r}.")
 
 
-def resolve_batch_size(batch_size: int | None, n_steps: int, n_envs: int) -> int:
+def check_batch_size(batch_size: int | Schedule | None, n_steps: int, n_envs: int) -> None:
+    """Check the size of minibatches for this rollout, a schedule at both its ends.
+
+    :raises ValueError: see :func:`resolve_batch_size`
+    """
+    for progress_remaining in (1.0, 0.0):
+        resolve_batch_size(batch_size, n_steps, n_envs, progress_remaining)
+
+
+def resolve_batch_size(batch_size: int | Schedule | None, n_steps: int, n_envs: int, progress_remaining: float = 1.0) -> float:
     """Environment steps per minibatch.
 
     :param batch_size: None takes a quarter of the rollout; half or all of it where that is no whole number
-    :raises ValueError: if it does not divide the rollout
+    :param progress_remaining: where a schedule is looked up
+    :raises ValueError: if a number does not divide the rollout, or a schedule gives none between 1 and the rollout
     """
     rollout = n_steps * n_envs
     if batch_size is None:
         return rollout // next(parts for parts in (4, 2, 1) if rollout % parts == 0)
+    if callable(batch_size):
+        return _scheduled_batch_size(batch_size(progress_remaining), n_steps, n_envs, progress_remaining)
     if not _is_integer(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, or None, got {batch_size!r}.")
+        raise ValueError(f"batch_size must be a whole number of at least 1, a schedule, or None, got {batch_size!r}.")
     if rollout % batch_size:
         below = next(size for size in range(min(batch_size, rollout), 0, -1) if rollout % size == 0)
         kind = "is larger than" if batch_size > rollout else "does not divide"
@@ -152,6 +173,16 @@ def resolve_batch_size(batch_size: int | None, n_steps: int, n_envs: int) -> int
             f"environment steps. Use a divisor such as {below}, or change n_steps."
         )
     return int(batch_size)
+
+
+def _scheduled_batch_size(value: Any, n_steps: int, n_envs: int, progress_remaining: float) -> float:
+    rollout = n_steps * n_envs
+    if not (_is_number(value) and 1.0 <= float(value) <= rollout):  # NaN satisfies no comparison
+        raise ValueError(
+            f"The schedule batch_size gives {value!r} at progress_remaining={progress_remaining:g}; it must give numbers from "
+            f"1 to the rollout of n_steps * n_envs = {n_steps} * {n_envs} = {rollout} environment steps."
+        )
+    return float(value)
 
 
 def nearest(name: str, known: list[str]) -> str:

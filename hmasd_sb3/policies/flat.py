@@ -51,18 +51,34 @@ class FlatOptimizer:
             offset = end
         self.vector.grad = self.gradient
         self.optimizer = optimizer_class([self.vector], lr=learning_rate, **optimizer_kwargs)  # type: ignore[call-arg]
+        self._part_losses: list[float] = []
+
+    def accumulate(self, loss: th.Tensor) -> None:
+        """Backpropagate one part of what the next step is to minimise; gradients of all parts are summed."""
+        if not self._part_losses:
+            self.gradient.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._part_losses.append(float(loss.detach()))
+
+    def discard(self) -> None:
+        """Forget what was accumulated since the last step."""
+        self._part_losses = []
 
     def step(self, loss: th.Tensor, max_grad_norm: float) -> float:
-        """Backpropagate ``loss``, clip the gradient's norm and step; a gradient of zero moves nothing.
+        """Backpropagate ``loss``, the last part or all there is, and step with the sum of the gradients.
 
         :return: gradient norm before clipping
         :raises NonFiniteError: when loss or gradient is NaN or infinite; parameters are left as they were
         """
-        self.gradient.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.accumulate(loss)
+        return self._apply(max_grad_norm)
+
+    def _apply(self, max_grad_norm: float) -> float:
+        """Clip the norm of the accumulated gradient and step; a gradient of zero moves nothing."""
         norm = float(self.gradient.norm())
         # A finite norm means every entry is finite; the loss can be infinite with a zero gradient, so look at both.
-        loss_value = float(loss.detach())
+        loss_value = sum(self._part_losses)
+        self.discard()
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             raise NonFiniteError(
                 f"The {self.name}'s loss is {loss_value} and its gradient norm {norm}. Parameters were left unchanged. "

@@ -6,7 +6,10 @@ evaluating in the middle of collection cannot disturb training.
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import pathlib
+import pickle
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -14,6 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import get_device
 
 from hmasd_sb3.normalization import ValueNorm, to_float
 from hmasd_sb3.policies.coordinator import SkillCoordinator, TransformerCoordinator
@@ -22,7 +26,12 @@ from hmasd_sb3.policies.discriminators import SkillDiscriminators
 from hmasd_sb3.policies.features import is_picture
 from hmasd_sb3.policies.flat import FlatOptimizer
 from hmasd_sb3.policies.spec import TeamSpaceError, TeamSpec, discriminator_space, first_agent
+from hmasd_sb3.saving.archive import ModelFileError, UntrustedFileError, read_archive, write_archive
+from hmasd_sb3.saving.plain import PlainDataError, PlainWriter, read_plain
+from hmasd_sb3.saving.trees import tree_from_bytes, tree_to_bytes
 from hmasd_sb3.type_aliases import SkillState, TeamDecision, TensorDict
+
+Self = TypeVar("Self", bound="HMASDPolicy")
 
 NETWORKS = ("coordinator", "actor", "critic", "discriminators")
 
@@ -160,6 +169,46 @@ class HMASDPolicy(BasePolicy):
             optimizer_kwargs=self.optimizer_kwargs,
             **self._own_kwargs,
         )
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Save the policy alone, without optimizers and training state, as plain data.
+
+        :param path: ".zip" is added to a path without suffix
+        :raises ValueError: if it was made with something that is no plain data
+        """
+        writer = PlainWriter()
+        arguments = {name: value for name, value in self._get_constructor_parameters().items() if name != "lr_schedule"}
+        written = {name: writer.write(value, name) for name, value in arguments.items()}
+        if writer.left_out:
+            raise ValueError(f"{sorted(writer.left_out)} cannot be stored as plain data. Save the whole model instead.")
+        parts = {"constructor.json": json.dumps(written).encode(), "policy.pth": tree_to_bytes(self.state_dict())}
+        write_archive(path, "policy", f"{type(self).__module__}:{type(self).__qualname__}", parts)
+
+    @classmethod
+    def load(cls: type[Self], path: str | pathlib.Path, device: th.device | str = "auto", trust: bool = False) -> Self:
+        """Load what :meth:`save` wrote. No code from the file is run, unless ``trust`` allows it.
+
+        :param path: what was given to ``save``
+        :param device: where the networks go
+        :param trust: also read a policy in Stable-Baselines3's pickled format, which can run any code that it contains
+        :raises FileNotFoundError: if there is no such file
+        :raises ModelFileError: if it is damaged, something else, or needs ``trust``
+        """
+        try:
+            parts = read_archive(path, "policy").parts
+        except UntrustedFileError:
+            if not trust:
+                raise
+            return super().load(str(path), device)
+        try:
+            arguments = read_plain(json.loads(parts["constructor.json"]))
+            policy = cls(lr_schedule=cls._dummy_schedule, **arguments)
+            policy.load_state_dict(tree_from_bytes(parts["policy.pth"]))
+        except (KeyError, TypeError, PlainDataError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ModelFileError(f"{path} cannot be loaded: {error}") from error
+        return policy.to(get_device(device))
 
     # ------------------------------------------------------------------ acting
 

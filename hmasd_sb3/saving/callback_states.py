@@ -37,44 +37,42 @@ _REMEMBERED: dict[type[Any], tuple[str, ...]] = {
 
 
 def callback_states(callback: sb3.BaseCallback | None) -> list[dict[str, Any]]:
-    """State of a callback and all those inside it, each with its place and class."""
-    return [{"place": place, "class": _class_of(one), "state": _state_of(one)} for place, one in _walk(callback)]
+    """State of a callback and all those inside it, each with its class."""
+    return [{"class": _class_of(one), "state": _state_of(one)} for one in _walk(callback)]
 
 
 def restore_callbacks(callback: sb3.BaseCallback | None, states: list[dict[str, Any]]) -> None:
-    """Give callbacks back what they remembered; one without counterpart in the other run begins afresh, which is logged."""
-    present = dict(_walk(callback))
+    """Give callbacks back what they remembered, the first of a class what the first of that class did, and so on.
+
+    One without counterpart in the other run begins afresh, and one that is not there any more is logged.
+    """
+    present = list(_walk(callback))
     for saved in states:
-        one = present.pop(saved["place"], None)
-        if one is None or _class_of(one) != saved["class"]:
-            if saved["class"] not in _INSIGNIFICANT:
-                _logger.warning(
-                    "The %s that the saved run had at %s is not there now, so what it remembered is dropped.",
-                    saved["class"].rpartition(".")[2],
-                    saved["place"],
-                )
-            continue
-        _restore(one, saved["state"])
+        one = next((one for one in present if _class_of(one) == saved["class"]), None)
+        if one is not None:
+            present.remove(one)
+            _restore(one, saved["state"])
+        elif saved["class"] not in _INSIGNIFICANT:
+            name = saved["class"].rpartition(".")[2]
+            _logger.warning("The saved run had a %s among its callbacks and this one has not: its state is dropped.", name)
 
 
-def _walk(callback: sb3.BaseCallback | None, place: str = "callback") -> Iterator[tuple[str, sb3.BaseCallback]]:
-    """Every callback with its place, such as ``callback.1``; a list of one is no place of its own."""
-    if callback is None:
+def _walk(callback: sb3.BaseCallback | None) -> Iterator[sb3.BaseCallback]:
+    """A callback and all those inside it. Progress bars come and go between runs and remember nothing."""
+    if callback is None or isinstance(callback, sb3.ProgressBarCallback):
         return
     if isinstance(callback, sb3.CallbackList):
-        # The progress bar and convenience wrappers come and go between runs, so they take up no number.
-        numbered = [one for one in callback.callbacks if not isinstance(one, sb3.ProgressBarCallback)]
-        for number, one in enumerate(numbered):
-            yield from _walk(one, place if len(numbered) == 1 else f"{place}.{number}")
+        for one in callback.callbacks:
+            yield from _walk(one)
         return
-    if not isinstance(callback, sb3.ProgressBarCallback):
-        yield place, callback
+    yield callback
     for name in ("callback", "callback_on_new_best"):
         inner = getattr(callback, name, None)
         if isinstance(inner, sb3.BaseCallback):
-            yield from _walk(inner, f"{place}.{name}")
+            yield from _walk(inner)
 
 
+# What SB3 makes of a plain function.
 _INSIGNIFICANT = {f"{sb3.__name__}.ConvertCallback"}
 
 
@@ -87,7 +85,7 @@ def _remembered(callback: sb3.BaseCallback) -> list[str]:
 
 
 def _state_of(callback: sb3.BaseCallback) -> dict[str, Any]:
-    state: dict[str, Any] = {"known": {name: _plain(getattr(callback, name)) for name in _remembered(callback)}}
+    state: dict[str, Any] = {"known": {name: getattr(callback, name) for name in _remembered(callback)}}
     if hasattr(callback, "state_dict"):
         state["own"] = callback.state_dict()
     evaluated_on = getattr(callback, "eval_env", None)
@@ -111,18 +109,9 @@ def _restore(callback: sb3.BaseCallback, state: dict[str, Any]) -> None:
             _logger.warning("Evaluations play other episodes than they would have without the interruption: %s", error)
 
 
-def _plain(value: Any) -> Any:
-    """Lists of NumPy's numbers, as ``evaluate_policy`` returns them, as lists of plain ones."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return value
-
-
 def find_callbacks(callback: sb3.BaseCallback | None, cls: type[sb3.BaseCallback]) -> list[Any]:
     """All callbacks of a class among a callback and those inside it."""
-    return [one for _, one in _walk(callback) if isinstance(one, cls)]
+    return [one for one in _walk(callback) if isinstance(one, cls)]
 
 
 # ------------------------------------------------------------------ log
@@ -131,7 +120,7 @@ def find_callbacks(callback: sb3.BaseCallback | None, cls: type[sb3.BaseCallback
 def logger_state(logger: Logger) -> dict[str, Any]:
     """What was recorded but not written yet, and where outputs that can tell (by ``state_dict``) have got to."""
     pending = {
-        key: (_plain(value), logger.name_to_count.get(key, 0), logger.name_to_excluded.get(key, ()))
+        key: (value, logger.name_to_count.get(key, 0), logger.name_to_excluded.get(key, ()))
         for key, value in logger.name_to_value.items()
         if isinstance(value, bool | int | float | str | np.generic)  # pictures and the like are recorded again
     }

@@ -66,6 +66,7 @@ def capture(model: PersistentAlgorithm, exclude: set[str]) -> dict[str, Any]:
     """
     state: dict[str, Any] = {
         "counters": {name: getattr(model, name) for name in _COUNTERS},
+        "policy_version": model.policy_version,
         "minibatch_generator": model._rng.bit_generator.state,
         "skill_state": None if model.skill_state is None else tuple(model.skill_state),
         "critic_hidden": model._critic_hidden,
@@ -155,9 +156,8 @@ def restore_model(model: PersistentAlgorithm, state: dict[str, Any]) -> None:
     """
     for name in _COUNTERS:
         setattr(model, name, state["counters"][name])
-    model._gate.close()
-    model._gate.abandon_update()
-    model._gate.policy_version = model._n_updates
+    policy_version = int(state["policy_version"])
+    model._gate.restart(policy_version)
     model._rng.bit_generator.state = state["minibatch_generator"]
     model._inert_watch.inert_updates = int(state["inert_updates"])
     for name, schedule in _stateful_schedules(model).items():

@@ -11,6 +11,7 @@ import torch as th
 
 _ARRAY = "$array"
 _BYTES = "$bytes"
+_SCALAR = "$scalar"
 
 
 def tree_to_bytes(tree: Any) -> bytes:
@@ -24,7 +25,7 @@ def tree_to_bytes(tree: Any) -> bytes:
 
 
 def tree_from_bytes(data: bytes, device: th.device | str = "cpu") -> Any:
-    """What :func:`tree_to_bytes` was given; deques and NumPy's numbers come back as lists and plain numbers.
+    """What :func:`tree_to_bytes` was given; deques come back as lists.
 
     :param device: where tensors go
     :raises Exception: of many kinds, if the bytes are something else; no code from them is run
@@ -38,7 +39,8 @@ def _to_tensors(tree: Any, place: str) -> Any:
     if isinstance(tree, th.Tensor):
         return tree.detach().clone()
     if isinstance(tree, np.generic):
-        return _to_tensors(tree.item(), place)
+        # Kept in its own type, as a mean of single-precision numbers differs from that of double-precision ones.
+        return {_SCALAR: _to_tensors(np.asarray(tree), place)}
     if isinstance(tree, bytes):
         return {_BYTES: _raw(tree)}
     if isinstance(tree, np.ndarray):
@@ -47,7 +49,7 @@ def _to_tensors(tree: Any, place: str) -> Any:
         return {_ARRAY: (tree.dtype.str, tuple(tree.shape), _raw(np.ascontiguousarray(tree).tobytes()))}
     if isinstance(tree, dict):
         for key in tree:
-            if not isinstance(key, str | int) or key in (_ARRAY, _BYTES):
+            if not isinstance(key, str | int) or key in (_ARRAY, _BYTES, _SCALAR):
                 raise TypeError(f"{place} has the key {key!r}; keys must be texts or whole numbers.")
         return {key: _to_tensors(part, f"{place}[{key!r}]") for key, part in tree.items()}
     if isinstance(tree, tuple):
@@ -68,6 +70,8 @@ def _from_tensors(tree: Any) -> Any:
     if isinstance(tree, dict):
         if set(tree) == {_BYTES}:
             return tree[_BYTES].cpu().numpy().tobytes()
+        if set(tree) == {_SCALAR}:
+            return _from_tensors(tree[_SCALAR])[()]
         if set(tree) == {_ARRAY}:
             dtype, shape, raw = tree[_ARRAY]
             return np.frombuffer(raw.cpu().numpy().tobytes(), dtype=np.dtype(dtype)).reshape(shape).copy()
