@@ -141,7 +141,7 @@ def _train(options: TrainOptions) -> int:
                 return train(options, stop)
             except KeyboardInterrupt:
                 show_cursor()
-                print("\nStopped at once. Checkpoints written before are kept.", file=sys.stderr, flush=True)
+                print("Stopped at once.", file=sys.stderr, flush=True)
                 return SIGNAL_BASE + (stop.number or 2)
     except InputError as error:
         if options.verbose:

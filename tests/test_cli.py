@@ -404,7 +404,7 @@ class TestEnds:
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (code, "")
         steps = step_of(checkpoints(in_tmp / "r")[-1])
-        assert f"Stopped at step {steps:,} of 100,000,000, with a checkpoint. To go on:" in out
+        assert f"Stopped at step {steps:,} of 100,000,000, with a checkpoint." in out
         assert not (in_tmp / "r/model.zip").exists()
         self.follow(out)
         # In one go it would have come to the same.
@@ -463,9 +463,11 @@ class TestEnds:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.0)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=10)
         assert process.returncode == 130
-        assert "Stopped at once. Checkpoints written before are kept." in err
+        assert "The training broke off. Checkpoints written before are kept." in out
+        assert "--resume r" in out
+        assert "Stopped at once." in err
         assert "Traceback" not in err
         assert checkpoints(in_tmp / "r")
 

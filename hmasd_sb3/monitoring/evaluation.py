@@ -122,10 +122,9 @@ class ReportingEvalCallback(EvalCallback):
             parts.append(f"success {self.success_rates[-1]:.2f}")
         parts += [f"return {self.last_mean_reward:.2f}", f"length {np.mean(self.evaluations_length[-1]):.1f}"]
         remaining = int(self.model._total_timesteps) - self.num_timesteps
-        if (
-            remaining > 0 and self.num_timesteps > self._first_timestep
-        ):  # also said where no progress bar tells it, as in a log file
+        done = self.num_timesteps - self._first_timestep
+        if remaining > 0 and done > 0:  # also said where no progress bar tells it, as in a log file
             elapsed = time.perf_counter() - self._started
-            minutes, seconds = divmod(round(elapsed * remaining / (self.num_timesteps - self._first_timestep)), 60)
+            minutes, seconds = divmod(round(elapsed * remaining / done), 60)
             parts.append(f"about {minutes}:{seconds:02d} left")
         print(f"{self.num_timesteps:>11,} steps: {', '.join(parts)}", flush=True)

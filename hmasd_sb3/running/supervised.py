@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hmasd_sb3.monitoring.checkpoints import CheckpointFolder
 from hmasd_sb3.running.command_line import MODULE, resume_arguments, resume_command, start_arguments
-from hmasd_sb3.running.errors import DONE, SIGNAL_BASE
+from hmasd_sb3.running.errors import DONE, WRONG_INPUT
 from hmasd_sb3.running.folder import RunFolder, new_folder
 from hmasd_sb3.running.options import TrainOptions
 from hmasd_sb3.running.plan import AUTO, Plan, make_plan
@@ -44,8 +44,8 @@ def train_supervised(options: TrainOptions) -> int:
         code = supervisor.run()
     if folder.path.is_dir() and not any(folder.path.iterdir()):
         folder.path.rmdir()  # the training found something wrong before it wrote anything
-    elif code >= SIGNAL_BASE and folder.holds_run:
-        print(f"To go on: {resume_command(folder.path, options)}", flush=True)
+    elif code not in (DONE, WRONG_INPUT) and folder.holds_run:
+        print(f"To go on:\n\n    {resume_command(folder.path, options)}\n", flush=True)
     return code
 
 

@@ -79,7 +79,12 @@ def train(options: TrainOptions, stop: StopRequest) -> int:
         )
         with stop.deferred():
             _announce(session, plan)
-            return _run(session, stop, anew=plan.checkpoint is None)
+            try:
+                return _run(session, stop, anew=plan.checkpoint is None)
+            except BaseException:
+                print("\nThe training broke off. Checkpoints written before are kept.", flush=True)
+                _say_how_to_go_on(session)
+                raise
 
 
 def _build(plan: Plan, stack: ExitStack) -> tuple[HMASD, VecEnv | None]:
@@ -189,11 +194,16 @@ def _run(session: Session, stop: StopRequest, anew: bool) -> int:
         model.learn(max(remaining, 0), callback=callbacks, reset_num_timesteps=anew, progress_bar=bar)
     if not _complete(session):
         assert stop.number is not None
-        print(f"\nStopped at step {model.num_timesteps:,} of {config.total_timesteps:,}, with a checkpoint. To go on:\n")
-        print(f"    {resume_command(session.folder.path, session.options)}", flush=True)
+        print(f"\nStopped at step {model.num_timesteps:,} of {config.total_timesteps:,}, with a checkpoint.", flush=True)
+        _say_how_to_go_on(session)
         return SIGNAL_BASE + stop.number
     _finish(session)
     return DONE
+
+
+def _say_how_to_go_on(session: Session) -> None:
+    if session.options.supervised is None:  # else the supervisor does
+        print(f"To go on:\n\n    {resume_command(session.folder.path, session.options)}\n", flush=True)
 
 
 def _complete(session: Session) -> bool:
