@@ -174,6 +174,11 @@ class TestWrongInput:
                 assert message in capsys.readouterr().err
         assert files_below(in_tmp) == ["file", "mine", "mine/model.zip"]
 
+    def test_a_folder_that_cannot_be_made(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (in_tmp / "runs").write_text("a file")
+        assert train() == 2
+        assert re.fullmatch(r"Error: The run's folder runs.* cannot be made: .*\n", capsys.readouterr().err)
+
     def test_a_missing_package_is_named_before_any_work(
         self, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -306,7 +311,12 @@ class TestGoingOn:
         assert files_below(run) == before
 
     def test_a_damaged_config_is_refused(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        for text, message in (("{", "cannot be read"), ("[]", "is no config"), ('{"run": {}}', "holds no 'env'")):
+        for text, message in (
+            ("{", "cannot be read"),
+            ("[]", "is no config"),
+            ('{"run": {"env": 1}}', "config.json: holds no"),
+            ('{"run": {}}', "holds no 'env'"),
+        ):
             (run / "config.json").write_text(text)
             assert hmasd("train", "--resume", "run") == 2
             assert message in capsys.readouterr().err
@@ -435,6 +445,7 @@ class TestEnds:
     ) -> None:
         """In the middle of a rollout, and at its end, before its update; the second attempt is cut short as well."""
         arguments = ["--total-timesteps", "96", "--eval-freq", "24"]
+        resume = ["train", "--resume", "r", "--checkpoint-freq", "48", "--no-tensorboard"]
         assert train(*arguments, "--run-dir", "s") == 0
         episodes_ended = ReportingEvalCallback._log_success_callback
 
@@ -447,10 +458,10 @@ class TestEnds:
             patch.setattr(ReportingEvalCallback, "_log_success_callback", interrupt)
             assert train(*arguments, "--run-dir", "r") == 130
             assert step_of(checkpoints(Path("r"))[-1]) == step
-            assert train("--resume", "r") == 130
+            assert hmasd(*resume) == 130
             assert step_of(checkpoints(Path("r"))[-1]) == step
         capsys.readouterr()
-        assert train("--resume", "r") == 0
+        assert hmasd(*resume) == 0
         assert_same_metrics(Path("r"), Path("s"))
         assert same_parameters(Path("r/model.zip"), Path("s/model.zip"))
         assert np.load("r/evaluations.npz")["timesteps"].tolist() == [24, 48, 72, 96]

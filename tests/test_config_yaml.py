@@ -1,5 +1,6 @@
 """Settings in RL Zoo's format: what is read, and how everything that is wrong is named before anything starts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,12 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_defaults(file
 
 
 def test_a_config_survives_json(file: Path) -> None:
-    config = read(file, GOOD)
-    assert RunConfig.from_dict(config.as_dict()) == config
+    for text in (
+        GOOD,
+        "AliceAndBob-v0:\n  env_kwargs: dict(sizes=(1, 2))\n  policy_kwargs: dict(optimizer_kwargs=dict(betas=(0.9, 0.99)))",
+    ):
+        config = read(file, text)
+        assert RunConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
 
 
 def test_every_argument_of_the_constructor_is_known() -> None:

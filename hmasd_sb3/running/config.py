@@ -16,7 +16,7 @@ from hmasd_sb3.running.hyperparameters import (
     read_hyperparameter,
     read_policy,
 )
-from hmasd_sb3.running.literals import check_plain, read_integer, read_mapping
+from hmasd_sb3.running.literals import as_plain, read_integer, read_mapping
 from hmasd_sb3.running.options import TrainOptions
 from hmasd_sb3.running.yaml_file import Given, read_assignment, read_section
 from hmasd_sb3.validation import nearest, resolve_batch_size
@@ -200,6 +200,4 @@ def _read_normalize(value: Any) -> bool | dict[str, Any]:
 
 
 def _read_plain_mapping(value: Any) -> dict[str, Any]:
-    mapping = read_mapping(value)
-    check_plain(mapping)
-    return mapping
+    return dict(as_plain(read_mapping(value)))

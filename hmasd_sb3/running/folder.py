@@ -59,7 +59,11 @@ class RunFolder:
 
         :raises InputError: if there is no run, or its file was damaged
         """
-        return RunConfig.from_dict(self._read()["run"])
+        values = self._read()["run"]
+        try:
+            return RunConfig.from_dict(values)
+        except InputError as error:
+            raise InputError(f"{self.config_file}: {error}") from error
 
     def write_config(self, config: RunConfig) -> None:
         """Keep what decides the run, with the versions of what computes it."""
@@ -140,19 +144,28 @@ def new_folder(config: RunConfig, run_dir: Path | None) -> RunFolder:
     """Make the folder of a new run.
 
     :param run_dir: an absent or empty folder; None: a new one below ``runs/``
-    :raises InputError: if ``run_dir`` holds anything
+    :raises InputError: if ``run_dir`` holds anything, or no folder can be made
     """
-    if run_dir is not None:
-        check_unused(run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        return RunFolder(run_dir)
+    try:
+        return RunFolder(_make_unique(config) if run_dir is None else _make_named(run_dir))
+    except OSError as error:
+        raise InputError(f"The run's folder {error.filename} cannot be made: {error.strerror}.") from error
+
+
+def _make_named(run_dir: Path) -> Path:
+    check_unused(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def _make_unique(config: RunConfig) -> Path:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.env)
     stem = RUNS / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, copies = stem, 1
     while True:
         try:
             folder.mkdir(parents=True)
-            return RunFolder(folder)
+            return folder
         except FileExistsError:  # another run began in the same second
             copies += 1
             folder = stem.with_name(f"{stem.name}-{copies}")

@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from hmasd_sb3.hmasd import HMASD
 from hmasd_sb3.policies.policy import HMASDPolicy
-from hmasd_sb3.running.literals import check_plain, read_integer, read_mapping, read_number
+from hmasd_sb3.running.literals import as_plain, read_integer, read_mapping, read_number
 from hmasd_sb3.validation import check_hyperparameters, check_policy_kwargs, resolve_policy
 
 ELSEWHERE = {
@@ -46,7 +46,7 @@ def read_hyperparameter(name: str, value: Any) -> Any:
         return None
     value = _read(name, value, kinds)
     try:
-        check_plain(value)
+        value = as_plain(value)
     except ValueError as error:
         raise ValueError(f"{name} {error}.") from error
     check_hyperparameters({**_defaults(), name: _build(name, value)})

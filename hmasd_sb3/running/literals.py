@@ -22,14 +22,22 @@ def read_mapping(value: Any) -> dict[str, Any]:
 def _literal(text: str) -> Any:
     wanted = f"must be a mapping, or a text such as 'dict(hidden_size=64)' that holds plain values only; got {text!r}"
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "dict" and not tree.args:
-            if any(keyword.arg is None for keyword in tree.keywords):
-                raise ValueError(wanted)
-            return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords}
-        return ast.literal_eval(tree)
+        return _evaluate(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(wanted) from error
+
+
+def _evaluate(node: ast.expr) -> Any:
+    """As ``ast.literal_eval``, and ``dict(name=value)`` anywhere inside."""
+    if isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name) or node.func.id != "dict" or node.args:
+            raise ValueError("no plain value")
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError("no plain value")
+        return {str(keyword.arg): _evaluate(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_evaluate(entry) for entry in node.elts]
+    return ast.literal_eval(node)
 
 
 def read_number(value: Any) -> Any:
@@ -52,20 +60,20 @@ def read_integer(value: Any) -> Any:
     return number
 
 
-def check_plain(value: Any) -> None:
-    """Refuse what a JSON file cannot hold as it is.
+def as_plain(value: Any) -> Any:
+    """The value as a JSON file gives it back: tuples become lists.
 
-    :raises ValueError: naming the value met
+    :raises ValueError: for what JSON cannot hold, naming the value met
     """
     if isinstance(value, dict):
-        for key, entry in value.items():
+        for key in value:
             if not isinstance(key, str):
                 raise ValueError(f"holds the key {key!r}, and only names are possible; put it in quotes")
-            check_plain(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            check_plain(entry)
-    elif isinstance(value, float) and not math.isfinite(value):
+        return {key: as_plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"must be finite, got {value}")
-    elif not (value is None or isinstance(value, bool | int | float | str)):
+    if not (value is None or isinstance(value, bool | int | float | str)):
         raise ValueError(f"holds {value!r}, and only numbers, texts, booleans, lists and mappings are possible")
+    return value
