@@ -11,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hmasd_sb3 import cli
+import pytest
+import torch as th
+
+from hmasd_sb3 import HMASD, cli
 
 TESTS = Path(__file__).parent
 SMALL = [
@@ -78,6 +81,30 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What two equal runs have in common."""
     return [{k: v for k, v in line.items() if not k.startswith("time/") and not k.endswith("_time")} for line in lines]
+
+
+def files_below(path: Path) -> list[str]:
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*"))
+
+
+def same_parameters(one: Path, other: Path) -> bool:
+    first, second = (HMASD.load(path, device="cpu").policy.state_dict() for path in (one, other))
+    return first.keys() == second.keys() and all(th.equal(first[name], second[name]) for name in first)
+
+
+def assert_same_metrics(one: Path, other: Path) -> None:
+    first, second = without_times(metrics(one)), without_times(metrics(other))
+    assert [line["step"] for line in first] == [line["step"] for line in second]
+    for mine, yours in zip(first, second, strict=True):
+        assert mine == pytest.approx(yours, rel=1e-6, abs=1e-9)
+
+
+def break_off(run: Path, step: int) -> None:
+    """What a run looks like that was killed somewhat after its checkpoint at ``step``."""
+    (run / "model.zip").unlink()
+    for path in checkpoints(run):
+        if step_of(path) > step:
+            path.unlink()
 
 
 def children_of(pid: int) -> list[int]:
