@@ -185,13 +185,13 @@ def _announce(session: Session, plan: Plan) -> None:
 def _run(session: Session, stop: StopRequest, anew: bool) -> int:
     config, model = session.config, session.model
     remaining = config.total_timesteps - model.num_timesteps
-    if not _complete(session):
-        bar = _can_show_bar()
-        callbacks: list[BaseCallback] = [StopRequestCallback(stop)]
-        callbacks += [] if session.evaluation is None else [session.evaluation]
-        # Always the same ones in the same order, by which a checkpoint knows them again.
-        callbacks += [session.checkpoint, ProgressLines(session.options.checkpoint_freq or CHECKPOINT_FREQ, quiet=bar)]
-        model.learn(max(remaining, 0), callback=callbacks, reset_num_timesteps=anew, progress_bar=bar)
+    bar = _can_show_bar()
+    # Always the same ones in the same order, by which a checkpoint knows them again.
+    callbacks: list[BaseCallback] = [StopRequestCallback(stop)]
+    callbacks += [] if session.evaluation is None else [session.evaluation]
+    callbacks += [session.checkpoint, ProgressLines(session.options.checkpoint_freq or CHECKPOINT_FREQ, quiet=bar)]
+    # Also with no step left to take: a stop may have come between the last step and the last update.
+    model.learn(max(remaining, 0), callback=callbacks, reset_num_timesteps=anew, progress_bar=bar)
     if not _complete(session):
         assert stop.number is not None
         print(f"\nStopped at step {model.num_timesteps:,} of {config.total_timesteps:,}, with a checkpoint.", flush=True)
