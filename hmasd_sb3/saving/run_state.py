@@ -170,7 +170,19 @@ def restore_model(model: PersistentAlgorithm, state: dict[str, Any]) -> None:
         model.skill_state = SkillState(*skills)
         model._critic_hidden = state["critic_hidden"].to(model.device)
     if model.env is not None and state["env"] is not None:
-        restore_normalizer(model.env, state["env"])
+        _restore_normalizer(model, state["env"])
+
+
+def _restore_normalizer(model: PersistentAlgorithm, env_state: dict[str, Any]) -> None:
+    had, has = env_state["normalizer"] is not None, model.get_vec_normalize_env() is not None
+    if had != has:
+        _logger.warning(
+            "The model was trained %s a VecNormalize, and the environment given now has %s: it sees other numbers than it knows.",
+            "behind" if had else "without",
+            "one" if has else "none",
+        )
+    assert model.env is not None
+    restore_normalizer(model.env, env_state)
 
 
 def restore_environments(model: PersistentAlgorithm, run: dict[str, Any]) -> None:
