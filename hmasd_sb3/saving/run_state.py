@@ -177,7 +177,7 @@ def _restore_normalizer(model: PersistentAlgorithm, env_state: dict[str, Any]) -
     had, has = env_state["normalizer"] is not None, model.get_vec_normalize_env() is not None
     if had != has:
         _logger.warning(
-            "The model was trained %s a VecNormalize, and the environment given now has %s: it sees other numbers than it knows.",
+            "The model was trained %s a VecNormalize and the environment now has %s, so it sees other numbers than it knows.",
             "behind" if had else "without",
             "one" if has else "none",
         )
