@@ -431,7 +431,7 @@ def test_statistics_without_episodes() -> None:
     play(original, original.reset(), np.random.default_rng(0), 7)
     state = through_file(collect_env_state(original))
     assert state["episodes"] is None
-    assert restore_normalizer(VecMonitor(resumed), state)
+    assert restore_normalizer(VecCheckNan(resumed), state)
     seen = {"obs": np.ones((1, 2, 3), np.float32), "state": np.ones((1, 6), np.float32), "agent_mask": np.ones((1, 2))}
     assert_equal(resumed.normalize_obs(seen), original.normalize_obs(seen))
     assert_equal(resumed.normalize_reward(np.ones(3)), original.normalize_reward(np.ones(3)))
