@@ -131,6 +131,14 @@ def _without_monitors(makers: list[Any]) -> VecEnv:
     return DummyVecEnv([maker.make_bare for maker in makers])
 
 
+def test_a_checker_for_nan_can_complain_at_once() -> None:
+    original, resumed = (VecCheckNan(teams(Continuous, seed), raise_exception=True) for seed in (1, 2))
+    original.reset()
+    restore_episodes(resumed, through_file(collect_env_state(original)))
+    with pytest.raises(ValueError, match=r"found nan in actions"):
+        resumed.step(np.full((3, 2, 2), np.nan, np.float32))
+
+
 def test_monitors_keep_their_counts() -> None:
     original, resumed = (teams(Dying, seed) for seed in (1, 2))
     play(original, original.reset(), np.random.default_rng(0), 30)
