@@ -294,6 +294,24 @@ def test_what_is_reported_is_the_whole_minibatchs(network: str, team: str, monke
     assert (whole.first_ratio_deviation > 0.01) == (network in ("coordinator", "actor"))
 
 
+def test_the_first_ratios_are_those_of_the_first_minibatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards: ratios of later minibatches, which are to move."""
+    model = team_model("discrete")
+    monkeypatch.setattr(model.policy.actor_optimizer, "step", lambda: None)
+    found = []
+    for seed in range(4):
+        arguments = (model.policy, model.rollout_buffer)
+        batch = next(model.rollout_buffer.actor_batches(LENGTH, ROLLOUT / 5, np.random.default_rng(seed)))
+        log_probs, _ = model.policy.actor.evaluate(batch.obs, batch.agent_skills, batch.hidden, batch.actions, None)
+        expected = float((((log_probs - batch.old_log_probs).exp() - 1).abs() * batch.weights).detach().max())
+        for size in (None, 3):
+            chosen = SETTINGS._replace(batch_size=ROLLOUT / 5, micro_batch_size=size)
+            stats = update_actor(*arguments, chosen, np.random.default_rng(seed))
+            assert stats.first_ratio_deviation == pytest.approx(expected)
+        found.append(expected)
+    assert len(set(found)) > 1
+
+
 @pytest.mark.parametrize("network", ["coordinator", "actor"])
 def test_the_kl_limit_looks_at_the_whole_minibatch(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards: a stop by one piece's KL; what was accumulated before a stop, left over for the next step."""
