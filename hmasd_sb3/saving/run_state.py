@@ -31,13 +31,10 @@ SECTIONS = ("rollout_buffer", "env", "callback", "logger")
 """Parts of the state that ``save(exclude=...)`` can leave out."""
 _COUNTERS = (
     "num_timesteps",
-    "_total_timesteps",
     "_num_timesteps_at_start",
-    "_episode_num",
     "_n_updates",
     "_n_iterations",
     "_current_progress_remaining",
-    "_schedule_timesteps",
     "_learning_rate_scale",
     "_n_rollbacks",
 )
