@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from resumable import digest
+from resumable import digest, is_clocked
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Logger
 
@@ -78,7 +78,7 @@ def train(folder: Path, total_timesteps: int, told: Any) -> None:
 def read_outcome(folder: Path) -> dict[str, Any]:
     """Everything that two trainings are compared by."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in one.items() if not k.startswith("time/") and not k.endswith("_time")} for one in metrics]
+    timeless = [{name: value for name, value in one.items() if not is_clocked(name)} for one in metrics]
     with np.load(folder / "evaluations.npz") as evaluations:
         played = {name: evaluations[name].tolist() for name in evaluations.files}
     return {**json.loads((folder / "outcome.json").read_text()), "metrics": timeless, "evaluations": played}
