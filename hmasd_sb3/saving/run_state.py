@@ -228,7 +228,7 @@ def restore_surroundings(model: PersistentAlgorithm, run: dict[str, Any]) -> Non
 def _rollout_state(model: PersistentAlgorithm) -> dict[str, Any] | None:
     """The steps of a rollout under way, or None between two rollouts."""
     buffer, gate = model.rollout_buffer, model._gate
-    if not gate.samples_collected:
+    if not gate.samples_collected or gate.is_spent:
         return None
     steps = buffer.pos
     return {
