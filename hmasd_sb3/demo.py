@@ -29,7 +29,7 @@ from hmasd_sb3.monitoring import plot_learning_curve, record_episode
 from hmasd_sb3.monitoring.evaluation import ReportingEvalCallback
 from hmasd_sb3.monitoring.optional import import_optional
 from hmasd_sb3.monitoring.plots import SUCCESS_TARGET
-from hmasd_sb3.monitoring.stopping import StopRequest, StopRequestCallback
+from hmasd_sb3.monitoring.stopping import StopRequest, StopRequestCallback, show_cursor
 
 EXIT_INTERRUPTED = 130
 # Far enough apart that no two of the three groups of environments ever share a seed.
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(settings, stop)
         except KeyboardInterrupt:
-            _show_cursor()
+            show_cursor()
             print("\nInterrupted. Files written before are kept.", flush=True)
             return EXIT_INTERRUPTED
 
@@ -286,12 +286,6 @@ def _print_summary(summary: Summary, folder: Path, notes: list[str]) -> None:
     for note in notes:
         print(f"  ({note})")
     print(f"Curves of everything logged: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
-
-
-def _show_cursor() -> None:
-    """The progress bar hides the terminal's cursor and has no chance to show it again when torn out of its loop."""
-    if sys.stdout.isatty():
-        sys.stdout.write("\x1b[?25h")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Evaluation during training that reports in one line, keeps time, and can be cut short."""
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,21 @@ class ReportingEvalCallback(EvalCallback):
     :param n_eval_episodes: episodes per evaluation
     :param eval_freq: calls of the callback (vectorised steps) between two evaluations
     :param log_path: folder for ``evaluations.npz``
+    :param seed: every evaluation plays episodes that follow from this number and from how many evaluations came before. One
+        that was cut short is then made up for, in full, when training goes on from a checkpoint. None: episodes follow from
+        ``eval_env`` alone, and an evaluation that was cut short is left out
     """
 
-    def __init__(self, eval_env: VecEnv, stop: StopRequest, *, n_eval_episodes: int, eval_freq: int, log_path: str) -> None:
+    def __init__(
+        self,
+        eval_env: VecEnv,
+        stop: StopRequest,
+        *,
+        n_eval_episodes: int,
+        eval_freq: int,
+        log_path: str,
+        seed: int | None = None,
+    ) -> None:
         super().__init__(
             eval_env,
             n_eval_episodes=n_eval_episodes,
@@ -37,9 +51,14 @@ class ReportingEvalCallback(EvalCallback):
             deterministic=True,
             verbose=0,
         )
+        self._evaluations = Path(log_path) / "evaluations.npz"
+        # The base class writes here; the file then takes the place of the old one, so that no crash leaves half of it.
+        self.log_path = str(self._evaluations.with_name(".evaluations.partial"))
         self.seconds = 0.0
         """Wall-clock seconds spent in evaluations so far."""
         self._stop = stop
+        self._seed = seed
+        self._owed = False
         self._started = 0.0
         self._first_timestep = 0
 
@@ -60,14 +79,34 @@ class ReportingEvalCallback(EvalCallback):
         self._started = time.perf_counter()
         self._first_timestep = self.model.num_timesteps
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that goes on from a checkpoint has to know beside the evaluations themselves."""
+        return {"seconds": self.seconds, "owed": self._owed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was asked."""
+        self.seconds, self._owed = float(state["seconds"]), bool(state["owed"])
+
+    def _on_rollout_start(self) -> None:
+        if self._owed:  # the networks are still those that were to be evaluated
+            self.num_timesteps = self.model.num_timesteps
+            if not self._on_step():
+                # One step more, and the evaluation would be one of another moment: nothing may be saved any more.
+                raise KeyboardInterrupt
+
     def _on_step(self) -> bool:
         n_evaluations = len(self.evaluations_timesteps)
         started = time.perf_counter()
+        if self._seed is not None and self.n_calls % self.eval_freq == 0:
+            self.eval_env.seed(self._seed + n_evaluations * self.eval_env.num_envs)
         try:
             go_on = super()._on_step()
+            self._owed = False
         except _CutShort:
             go_on = False
+            self._owed = self._seed is not None
         if len(self.evaluations_timesteps) > n_evaluations:
+            os.replace(f"{self.log_path}.npz", self._evaluations)
             self._report()
         self.seconds += time.perf_counter() - started
         return go_on
@@ -83,8 +122,9 @@ class ReportingEvalCallback(EvalCallback):
             parts.append(f"success {self.success_rates[-1]:.2f}")
         parts += [f"return {self.last_mean_reward:.2f}", f"length {np.mean(self.evaluations_length[-1]):.1f}"]
         remaining = int(self.model._total_timesteps) - self.num_timesteps
-        if remaining > 0:  # also said where no progress bar tells it, as in a log file
+        done = self.num_timesteps - self._first_timestep
+        if remaining > 0 and done > 0:  # also said where no progress bar tells it, as in a log file
             elapsed = time.perf_counter() - self._started
-            minutes, seconds = divmod(round(elapsed * remaining / (self.num_timesteps - self._first_timestep)), 60)
+            minutes, seconds = divmod(round(elapsed * remaining / done), 60)
             parts.append(f"about {minutes}:{seconds:02d} left")
         print(f"{self.num_timesteps:>11,} steps: {', '.join(parts)}", flush=True)

@@ -1,6 +1,7 @@
 """A clean end for a long training: Ctrl-C and SIGTERM become a request that the training loop asks about."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self.number: signal.Signals | None = None
+        """The first signal that came."""
         self._deferred = False
         self._previous: dict[signal.Signals, _Handler] = {}
 
@@ -49,10 +52,18 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Nothing is printed here: the signal may have interrupted a print, and standard streams are not re-entrant.
+        if self.number is None:
+            self.number = signal.Signals(number)
         if self._deferred and not self.requested:
             self.requested = True
             return
         raise KeyboardInterrupt
+
+
+def show_cursor() -> None:
+    """A progress bar hides the terminal's cursor and has no chance to show it again when torn out of its loop."""
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h")
 
 
 class StopRequestCallback(BaseCallback):

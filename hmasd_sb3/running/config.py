@@ -1,0 +1,203 @@
+"""Everything that decides a run: put together of the command line, a YAML file and defaults, checked, kept as JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from hmasd_sb3.running.errors import InputError
+from hmasd_sb3.running.hyperparameters import (
+    ELSEWHERE,
+    NAMES,
+    check_together,
+    default_of,
+    read_hyperparameter,
+    read_policy,
+)
+from hmasd_sb3.running.literals import as_plain, read_integer, read_mapping
+from hmasd_sb3.running.options import TrainOptions
+from hmasd_sb3.running.yaml_file import Given, read_assignment, read_section
+from hmasd_sb3.validation import nearest, resolve_batch_size
+
+# Exact resuming needs the counts that the file may also set to come from one place only.
+_OPTION_OF = {"n_timesteps": "--total-timesteps", "n_envs": "--n-envs"}
+_SECTION_NAMES = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What decides a run: two runs of equal configs, on one machine, are equal."""
+
+    env: str = "AliceAndBob-v0"
+    seed: int = 0
+    total_timesteps: int = 320_000
+    n_envs: int = 32
+    n_workers: int | None = None
+    policy: str = "MlpPolicy"
+    normalize: bool | dict[str, Any] = False
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    """Those that were given, as plain values."""
+    eval_freq: int = 32_000
+    """Environment steps; 0: never."""
+    eval_episodes: int = 100
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """The config that :meth:`as_dict` wrote.
+
+        :raises InputError: if settings are missing or of a wrong type
+        """
+        known = {entry.name: entry for entry in fields(cls)}
+        if missing := sorted(known.keys() - values.keys()):
+            raise InputError(f"holds no {missing[0]!r}; it was not written by this version of hmasd-sb3, or changed since.")
+        config = cls(**{name: values[name] for name in known})
+        for name in ("seed", "total_timesteps", "n_envs", "eval_freq", "eval_episodes"):
+            if not isinstance(getattr(config, name), int):
+                raise InputError(f"{name} must be a whole number, got {getattr(config, name)!r}.")
+        return config
+
+    def same_run(self, other: RunConfig) -> bool:
+        """Whether both are the same but for the length of the training."""
+        return replace(self, total_timesteps=other.total_timesteps) == other
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for: the whole config, and which of its settings were given rather than left at defaults."""
+
+    config: RunConfig
+    given: dict[str, Any]
+    """Settings by name of :class:`RunConfig`, without the hyperparameters."""
+    hyperparameters: dict[str, Any]
+    from_file: bool
+    """Whether a YAML file was read, which then gives all hyperparameters: those it leaves out are at their defaults."""
+
+
+def read_request(options: TrainOptions) -> Request:
+    """Put together what a command asks for. The command line goes before the file, the file before the defaults.
+
+    :raises InputError: for the first thing that is wrong, naming file, line, key, value met and the nearest valid name
+    """
+    env = RunConfig.env if options.env is None else options.env
+    if not env.strip():
+        raise InputError("--env must be an id such as AliceAndBob-v0 or a place such as package.module:function, got ''.")
+    settings = {} if options.config is None else read_section(options.config, env)
+    for text in options.assignments:
+        name, value = read_assignment(text)
+        if name in _OPTION_OF:
+            raise InputError(f"{value.where}: {name} is set by {_OPTION_OF[name]}.")
+        settings[name] = value
+    given, hyperparameters = _read_settings(settings)
+    for name in ("env", "seed", "total_timesteps", "n_envs", "n_workers", "eval_freq", "eval_episodes"):
+        if getattr(options, name) is not None:
+            given[name] = getattr(options, name)
+    if options.config is not None:  # what a file leaves out is at its default, which is a decision too
+        given = {"policy": RunConfig.policy, "normalize": False, "env_kwargs": {}, **given}
+    config = RunConfig(**given, hyperparameters=hyperparameters)
+    _check_together(config, settings)
+    return Request(config, given, hyperparameters, options.config is not None)
+
+
+def check_no_contradiction(request: Request, config: RunConfig, where: str) -> RunConfig:
+    """The config that a run goes on with: its own, of a length that may be raised.
+
+    :param request: what the command asks for
+    :param config: the run's own
+    :param where: the run's folder, for the message
+    :raises InputError: if the command gives another value than the run has, naming both
+    """
+    for name, value in request.given.items():
+        own = getattr(config, name)
+        if name == "total_timesteps":
+            if value < own:
+                raise InputError(
+                    f"total_timesteps={value} was given, but the run in {where} has {own}; it may be raised, not lowered."
+                )
+        elif value != own:
+            raise InputError(f"{name}={value!r} was given, but the run in {where} has {own!r}: {_REMEDY}.")
+    asked = dict(request.hyperparameters)
+    if request.from_file:
+        asked = {**{name: default_of(name) for name in config.hyperparameters}, **asked}
+    for name, value in asked.items():
+        own = config.hyperparameters.get(name, default_of(name))
+        if value != own:
+            raise InputError(f"{name}={value!r} was given, but the run in {where} has {own!r}: {_REMEDY}.")
+    return replace(config, total_timesteps=request.given.get("total_timesteps", config.total_timesteps))
+
+
+_REMEDY = "leave it out to go on with the run, or start a new run without --resume"
+
+
+def _read_settings(settings: dict[str, Given]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Checked settings of the run, and hyperparameters, of what file and assignments say."""
+    readers: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "n_timesteps": ("total_timesteps", _positive),
+        "n_envs": ("n_envs", _positive),
+        "policy": ("policy", read_policy),
+        "normalize": ("normalize", _read_normalize),
+        "env_kwargs": ("env_kwargs", _read_plain_mapping),
+    }
+    given, hyperparameters = {}, {}
+    for name, (value, where) in settings.items():
+        try:
+            if name in readers:
+                target, read = readers[name]
+                given[target] = read(value)
+            elif name in NAMES:
+                hyperparameters[name] = read_hyperparameter(name, value)
+            elif name in ELSEWHERE:
+                raise ValueError(f"{name} is set by {ELSEWHERE[name]}.")
+            else:
+                known = sorted((*_SECTION_NAMES, *NAMES))
+                raise ValueError(f"there is no setting {name!r} (value {value!r}).{nearest(name, known)}")
+        except ValueError as error:
+            # Some messages name what they are about, others begin with "must be".
+            named = re.search(rf"\b{re.escape(name)}\b", str(error), re.IGNORECASE)
+            raise InputError(f"{where}: {error}" if named else f"{where}: {name} {error}") from error
+    return given, hyperparameters
+
+
+def _check_together(config: RunConfig, settings: dict[str, Given]) -> None:
+    """What depends on several settings; the place named is that of the one to change, if it was given."""
+    checks: dict[str, Callable[[RunConfig], None]] = {"policy_kwargs": _check_policy_kwargs, "batch_size": _check_batch_size}
+    for name, check in checks.items():
+        try:
+            check(config)
+        except ValueError as error:
+            raise InputError(f"{settings[name].where}: {error}" if name in settings else str(error)) from error
+
+
+def _check_policy_kwargs(config: RunConfig) -> None:
+    check_together(config.policy, config.hyperparameters)
+
+
+def _check_batch_size(config: RunConfig) -> None:
+    n_steps = config.hyperparameters.get("n_steps", default_of("n_steps"))
+    resolve_batch_size(config.hyperparameters.get("batch_size"), n_steps, config.n_envs)
+
+
+def _positive(value: Any) -> int:
+    number = read_integer(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"must be a whole number of at least 1, got {value!r}.")
+    return number
+
+
+def _read_normalize(value: Any) -> bool | dict[str, Any]:
+    if isinstance(value, bool):
+        return value
+    try:
+        return _read_plain_mapping(value)
+    except ValueError as error:
+        raise ValueError(f"must be true, false or the arguments of VecNormalize, got {value!r}.") from error
+
+
+def _read_plain_mapping(value: Any) -> dict[str, Any]:
+    return dict(as_plain(read_mapping(value)))

@@ -1,0 +1,220 @@
+"""The folder of one run: its files, its config, who is at work in it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hmasd_sb3
+from hmasd_sb3.running.config import RunConfig
+from hmasd_sb3.running.errors import InputError
+from hmasd_sb3.running.files import write_json
+from hmasd_sb3.supervisor import step_of
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+RUNS = Path("runs")
+_PACKAGES = ("torch", "numpy", "stable-baselines3", "gymnasium")
+
+
+class RunFolder:
+    """Where a run keeps what it makes.
+
+    :param path: the folder; need not exist yet
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.json"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.evaluations = path / "evaluations.npz"
+        self.tensorboard = path / "tensorboard"
+        self.model = path / "model.zip"
+        self.normalizer = path / "vecnormalize.pkl"
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_file.exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.model.exists()
+
+    def read_config(self) -> RunConfig:
+        """What decides the run.
+
+        :raises InputError: if there is no run, or its file was damaged
+        """
+        values = self._read()["run"]
+        try:
+            return RunConfig.from_dict(values)
+        except InputError as error:
+            raise InputError(f"{self.config_file}: {error}") from error
+
+    def write_config(self, config: RunConfig) -> None:
+        """Keep what decides the run, with the versions of what computes it."""
+        write_json(
+            self.config_file,
+            {"run": config.as_dict(), "versions": versions(), "git_commit": git_commit(), "written": time.strftime("%F %T%z")},
+        )
+
+    def changed_versions(self) -> list[str]:
+        """What was of another version when the run's config was written, such as "torch 2.12.0, now 2.13.0"."""
+        before = self._read().get("versions", {})
+        return [f"{name} {before.get(name)}, now {now}" for name, now in versions().items() if before.get(name) != now]
+
+    def raise_total(self, config: RunConfig) -> None:
+        """Take note that the run is to be longer; a model that it ended with is kept under another name."""
+        if self.finished:
+            self.model.rename(self.path / f"model_{self.read_config().total_timesteps}.zip")
+        self.write_config(config)
+
+    def forget_progress(self) -> None:
+        """Remove what a run that has to start from the beginning wrote before its first checkpoint."""
+        for path in (self.metrics, self.evaluations):
+            path.unlink(missing_ok=True)
+        if self.tensorboard.is_dir():
+            for events in self.tensorboard.glob("events.out.tfevents.*"):
+                events.unlink()
+
+    def set_aside_later_than(self, step: int) -> None:
+        """Move checkpoints of later steps than the one that training goes on from out of the way, into a folder beside them.
+
+        Otherwise they would pass for the newest ones of the training that now goes on.
+        """
+        later = [path for path in self.checkpoints.glob("checkpoint_*") if step_of(path) > step]
+        if not later:
+            return
+        aside = self.checkpoints / f"set_aside_{time.strftime('%Y%m%d-%H%M%S')}"
+        aside.mkdir(exist_ok=True)
+        for path in later:
+            path.rename(aside / path.name)
+        print(f"Later checkpoints were moved to {aside}.", flush=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the system lifts it when the process ends, however it does.
+
+        :raises InputError: if a process is at work here
+        """
+        with (self.path / ".lock").open("a") as file:
+            if fcntl is not None:
+                try:
+                    # A lock of the process: workers that are forked from it do not hold it on.
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError) as error:
+                    raise InputError(f"{self.path}: another process is training in this folder right now.") from error
+            yield
+
+    def busy(self) -> bool:
+        """Whether a process is training here right now. Not to be asked by the one that is."""
+        try:
+            with self.locked():
+                return False
+        except InputError:
+            return True
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.config_file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path} holds no run: there is no {self.config_file.name} in it.") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.config_file} cannot be read: {error}.") from error
+        if not isinstance(content, dict) or not isinstance(content.get("run"), dict):
+            raise InputError(f"{self.config_file} is no config of a run.")
+        return content
+
+
+def new_folder(config: RunConfig, run_dir: Path | None) -> RunFolder:
+    """Make the folder of a new run.
+
+    :param run_dir: an absent or empty folder; None: a new one below ``runs/``
+    :raises InputError: if ``run_dir`` holds anything, or no folder can be made
+    """
+    try:
+        return RunFolder(_make_unique(config) if run_dir is None else _make_named(run_dir))
+    except OSError as error:
+        raise InputError(f"The run's folder {error.filename} cannot be made: {error.strerror}.") from error
+
+
+def _make_named(run_dir: Path) -> Path:
+    check_unused(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def _make_unique(config: RunConfig) -> Path:
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.env)
+    stem = RUNS / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, copies = stem, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run began in the same second
+            copies += 1
+            folder = stem.with_name(f"{stem.name}-{copies}")
+
+
+def check_unused(run_dir: Path) -> None:
+    """Refuse a folder whose files a new run could overwrite.
+
+    :raises InputError: naming the folder, and how to go on with a run that is in it
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"--run-dir {run_dir}: is a file, not a folder.")
+    if RunFolder(run_dir).holds_run:
+        raise InputError(f"--run-dir {run_dir}: holds a run already. Add --resume auto to go on with it, or choose another.")
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        raise InputError(f"--run-dir {run_dir}: holds files already, which a run could overwrite. Choose another.")
+
+
+def newest_unfinished(config: RunConfig, may_be_longer: bool) -> RunFolder | None:
+    """The newest run below ``runs/`` that a command of this config started and that broke off: neither complete nor running.
+
+    :param may_be_longer: whether the config's ``total_timesteps`` may be above the run's
+    """
+    found: list[tuple[float, RunFolder]] = []
+    for file in RUNS.glob("*/config.json"):
+        folder = RunFolder(file.parent)
+        try:
+            own = folder.read_config()
+        except InputError as error:
+            print(f"Passed over: {error}", flush=True)
+            continue
+        long = config.total_timesteps
+        length_fits = own.total_timesteps == long or (may_be_longer and own.total_timesteps < long)
+        if own.same_run(config) and length_fits and not folder.finished and not folder.busy():
+            found.append((file.stat().st_mtime, folder))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def versions() -> dict[str, str]:
+    """Of everything that computes."""
+    installed = {name: metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "hmasd-sb3": hmasd_sb3.__version__, **installed}
+
+
+def git_commit() -> str | None:
+    """The commit checked out in the working directory, with "-dirty" if files differ; None outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # no git here, or a repository too large to ask
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,0 +1,92 @@
+"""What a command comes down to: a new run, a run to go on with, or nothing left to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hmasd_sb3.monitoring.checkpoints import CheckpointFolder
+from hmasd_sb3.running.config import Request, RunConfig, check_no_contradiction, read_request
+from hmasd_sb3.running.errors import InputError
+from hmasd_sb3.running.folder import RunFolder, check_unused, newest_unfinished
+from hmasd_sb3.running.options import TrainOptions
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done. Making one changes no file."""
+
+    config: RunConfig
+    folder: RunFolder | None
+    """The run to go on with; None for a new one."""
+    checkpoint: Path | None
+    """What to go on from; None to begin at the beginning."""
+    note: str
+    """One line for the person who started the command."""
+    done: bool = False
+    """Whether the run has come to its end already."""
+
+
+def make_plan(options: TrainOptions) -> Plan:
+    """Decide what a command comes down to.
+
+    :raises InputError: if the command, a file it names or the run it names is wrong
+    """
+    if options.resume is None or (options.resume == AUTO and options.run_dir is None):
+        request = read_request(options)
+        raised = "total_timesteps" in request.given
+        folder = None if options.resume is None else newest_unfinished(request.config, may_be_longer=raised)
+        if folder is not None:
+            return _go_on(folder, request, None)
+        if options.run_dir is not None:
+            check_unused(options.run_dir)
+        note = "" if options.resume is None else "No unfinished run below runs/ was started by this command: a new one begins."
+        return Plan(request.config, None, None, note)
+    folder, checkpoint = _named_run(options)
+    if options.resume == AUTO and not folder.holds_run:
+        check_unused(folder.path)
+        return Plan(read_request(options).config, None, None, f"{folder.path} holds no run yet: a new one begins.")
+    # Without --env, a file's settings are looked up for the game of the run.
+    own = folder.read_config()
+    request = read_request(replace(options, env=own.env if options.env is None else options.env))
+    if options.env is None:
+        request.given.pop("env", None)
+    return _go_on(folder, request, checkpoint)
+
+
+def _named_run(options: TrainOptions) -> tuple[RunFolder, Path | None]:
+    """The run that ``--resume`` and ``--run-dir`` name, and the checkpoint if a file was named."""
+    if options.resume == AUTO:
+        assert options.run_dir is not None
+        return RunFolder(options.run_dir), None
+    path = Path(str(options.resume))
+    if not path.exists():
+        raise InputError(f"--resume {path}: there is no such checkpoint or run folder. (--resume auto finds the newest run.)")
+    folder, checkpoint = (RunFolder(path), None) if path.is_dir() else (RunFolder(path.parent.parent), path)
+    if checkpoint is not None and RunFolder(path.parent).holds_run:
+        raise InputError(f"--resume {path}: is no checkpoint; give the run's folder, {path.parent}.")
+    if not folder.holds_run:
+        what = "is no folder of a run: there is no config.json in it"
+        if checkpoint is not None:
+            what = f"lies in no folder of a run: there is no {folder.config_file}"
+        raise InputError(f"--resume {path}: {what}.")
+    if options.run_dir is not None and options.run_dir.resolve() != folder.path.resolve():
+        raise InputError(f"--run-dir {options.run_dir} and --resume {path} name two runs; give one of them.")
+    return folder, checkpoint
+
+
+def _go_on(folder: RunFolder, request: Request, checkpoint: Path | None) -> Plan:
+    own = folder.read_config()
+    config = check_no_contradiction(request, own, str(folder.path))
+    if folder.finished and config.total_timesteps == own.total_timesteps:
+        note = f"The run in {folder.path} is complete: {own.total_timesteps:,} environment steps, {folder.model}."
+        return Plan(config, folder, None, f"{note} (--total-timesteps may be raised.)", done=True)
+    if checkpoint is None:
+        checkpoint = CheckpointFolder(folder.checkpoints).newest()
+    if checkpoint is None:
+        if any(folder.checkpoints.glob("checkpoint_*.zip")):
+            raise InputError(f"{folder.checkpoints}: every checkpoint in it is damaged. Start a new run without --resume.")
+        return Plan(config, folder, None, f"The run in {folder.path} has no checkpoint yet: it begins again.")
+    return Plan(config, folder, checkpoint, "")

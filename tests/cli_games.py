@@ -1,0 +1,47 @@
+"""Teams that break down when a test wants them to, for runs started by the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from teams import RandomTeam
+
+
+class FaultyTeam(RandomTeam):
+    """A team of noise with a fault at its ``at``-th step.
+
+    :param fault: "raise", "nan", "kill" (SIGKILL), "sleep"
+    :param once: a file that remembers that it has happened; None: it happens every time
+    :param at: step of this environment, over all episodes of this process; 0: never
+    """
+
+    def __init__(self, fault: str = "raise", at: int = 0, once: str | None = None) -> None:
+        super().__init__()
+        self.fault, self.at, self.once = fault, at, once
+        self.steps_taken = 0
+
+    def step(self, action: Any) -> Any:
+        self.steps_taken += 1
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.steps_taken == self.at and not (self.once and Path(self.once).exists()):
+            if self.once:
+                Path(self.once).touch()
+            if self.fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "sleep":
+                Path("asleep").touch()
+                time.sleep(60)
+            if self.fault == "nan":
+                observation["obs"] = np.full_like(observation["obs"], np.nan)
+            if self.fault == "raise":
+                raise RuntimeError("the game broke")
+        return observation, reward, terminated, truncated, info
+
+
+def refusing() -> RandomTeam:
+    raise ValueError("this game\ncannot be made")
