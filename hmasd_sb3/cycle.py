@@ -51,6 +51,8 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
     skill_at_rollout_end: str
     skill_state: SkillState | None = None
     """Skills, timers and memories of the training environments, carried from step to step."""
+    segment_ends: dict[str, np.ndarray]
+    """Reason -> (B,) number of skill segments that ended for it in each environment, in the last rollout learnt from."""
     after_update: list[Callable[[], None]]
     """Called between two rollouts, when nothing is half done: the moment for checkpoints. Emptied when ``learn`` starts."""
     _gate: SyncGate
@@ -75,6 +77,7 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
     def enable_data_collection(self) -> None:
         """Begin a rollout with the current policy; an unfinished one is dropped."""
         self._paused = False
+        self.policy.set_training_mode(False)
         self._gate.open()
         self.rollout_buffer.reset()
         assert self.skill_state is not None

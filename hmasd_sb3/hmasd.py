@@ -264,6 +264,7 @@ class HMASD(PersistentAlgorithm):
             self.skill_state = self.policy.initial_skill_state(self.n_envs)
         self._critic_hidden = th.zeros(self.n_envs, self.policy.hidden_size, device=self.device)
         self._inert_watch = InertTeamSkillWatch()
+        self.segment_ends = {}
 
     def scheduled(self, name: str) -> float:
         """Value in force now of a hyperparameter that takes a schedule.
@@ -302,6 +303,7 @@ class HMASD(PersistentAlgorithm):
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
         )
         check_rollout_finite(self.rollout_buffer)
+        self.segment_ends = self.rollout_buffer.segment_end_counts()
         report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats, self.micro_batch_size)
         if "team_accuracy" in report:  # else nothing happened that skills could be recognised by
             if isinstance(self.discriminator_noise, ConfusionGatedNoise):

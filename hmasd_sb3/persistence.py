@@ -59,6 +59,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
     checkpoint_source: Callable[[], pathlib.Path | None] | None = None
     """Finds the last good checkpoint; set by :class:`~hmasd_sb3.monitoring.TrainingCheckpoint` when training starts."""
 
+    _told_left_out: frozenset[str] = frozenset()
+
     @abstractmethod
     def _setup_model(self) -> None: ...
 
@@ -109,6 +111,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         }
         if writer.left_out:
             parts["left_out.pkl"] = pickled(writer.left_out)
+        if set(writer.left_out) - self._told_left_out:  # once, not at every checkpoint
+            self._told_left_out = self._told_left_out | set(writer.left_out)
             _logger.warning(
                 "%s cannot be stored as plain data: pass %s to load() again, or load with trust=True.",
                 ", ".join(f"{place} ({value!r})" for place, value in writer.left_out.items()),
@@ -201,6 +205,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self.checkpoint_source = None
+        if reset_num_timesteps:
+            self._learning_rate_scale, self._n_rollbacks = 1.0, 0
         run = None if reset_num_timesteps else self._saved_run
         if run is not None and self.env is not None:
             self._check_before_learning()

@@ -50,6 +50,11 @@ class SyncGate:
         most = int(self.contributions.max())
         return float(self.contributions.min() / most) if most else 1.0
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether an update has begun on the batch, so that nothing more may be learnt from it."""
+        return self._updating
+
     def should_sync(self) -> bool:
         """Whether the batch is complete, so that the policy must be updated before another sample."""
         return self.samples_collected >= self.required_samples

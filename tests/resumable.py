@@ -52,6 +52,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+def is_clocked(name: str) -> bool:
+    """Whether a logged value depends on how fast the machine was."""
+    return name.endswith("_time") or name in ("time/fps", "time/time_elapsed")
+
+
 class Recorded(KVWriter):
     """Keeps what is logged, apart from what a clock decides."""
 
@@ -59,7 +64,7 @@ class Recorded(KVWriter):
         self.lines: list[tuple[int, dict[str, Any]]] = []
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        values = {k: float(v) for k, v in key_values.items() if not k.startswith("time/") and not k.endswith("_time")}
+        values = {k: float(v) for k, v in key_values.items() if not is_clocked(k)}
         self.lines.append((step, values))
 
     def close(self) -> None:
@@ -124,7 +129,8 @@ def digest(model: HMASD) -> str:
             parts.update(repr(value).encode())
 
     add(model.get_parameters())
-    add([th.get_rng_state(), model._rng.bit_generator.state, model.num_timesteps, model.policy_version])
+    add([th.get_rng_state(), model._rng.bit_generator.state, model.num_timesteps])
+    add([model.policy_version, model._n_updates, model._n_iterations, model._current_progress_remaining])
     add([*model.skill_state, model._critic_hidden, model._last_obs])
     add([dict(info, t=0) for info in model.ep_info_buffer])
     normalizer = model.get_vec_normalize_env()

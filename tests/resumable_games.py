@@ -11,7 +11,6 @@ from games import ContinuousGame, MaskedGame, TimeLimitGame
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from pettingzoo import AECEnv
-from pettingzoo.utils import AgentSelector
 from pettingzoo.utils.conversions import aec_to_parallel
 from pettingzoo.utils.wrappers import OrderEnforcingWrapper
 from stable_baselines3.common.monitor import Monitor
@@ -44,7 +43,7 @@ class TimeLimited(Resumable, TimeLimitGame): ...
 
 
 class Skippable(Planned, hard_games.DyingGame):
-    """Has the generator that SuperSuit's frame_skip_v0 draws from, and bears actions for the dead, as that may send them."""
+    """Has the generator that SuperSuit's frame_skip_v0 draws from."""
 
     @property
     def np_random(self) -> np.random.Generator:
@@ -125,8 +124,7 @@ class Turns(AECEnv):
         for name, value in (("rewards", 0), ("_cumulative_rewards", 0), ("terminations", False), ("truncations", False)):
             setattr(self, name, dict.fromkeys(self.agents, value))
         self.infos = {agent: {} for agent in self.agents}
-        self._selector = AgentSelector(self.agents)
-        self.agent_selection = self._selector.reset()
+        self.agent_selection = "first"
 
     def step(self, action: int | None) -> None:
         if self.terminations[self.agent_selection] or self.truncations[self.agent_selection]:
@@ -134,12 +132,12 @@ class Turns(AECEnv):
             return
         self.moves[self.agent_selection] = action
         self._clear_rewards()
-        if self._selector.is_last():
+        if self.agent_selection == "second":
             self.clock += 1
             self.mark = float(self.rng.random())
             self.rewards = {agent: self.mark + self.moves[agent] for agent in self.agents}
             self.truncations = dict.fromkeys(self.agents, self.clock >= 4)
-        self.agent_selection = self._selector.next()
+        self.agent_selection = "second" if self.agent_selection == "first" else "first"
 
     # Rounds are whole between two steps of the parallel game: it is the first agent's turn, and nobody is dead.
 

@@ -11,7 +11,25 @@ import torch as th
 from contract import legal_actions
 from stable_baselines3.common.vec_env import VecEnv
 
+from hmasd_sb3.envs import AliceAndBobParallelEnv
+from hmasd_sb3.wrappers import make_team_vec_env
 from hmasd_sb3.wrappers.states import collect_env_state, restore_episodes
+
+ALICE = "AliceAndBob-v0"
+SMALL = {"size": 3, "max_steps": 9}
+
+
+def small_alice() -> AliceAndBobParallelEnv:
+    return AliceAndBobParallelEnv(**SMALL)
+
+
+def teams(env: Any, seed: int, n_envs: int = 3, **kwargs: Any) -> VecEnv:
+    return make_team_vec_env(env, n_envs, seed=seed, **kwargs)
+
+
+def seeded(venv: VecEnv, seed: int) -> VecEnv:
+    venv.seed(seed)
+    return venv
 
 
 def assert_plain(value: Any, where: str = "state") -> None:

@@ -157,9 +157,9 @@ class ScriptedVecEnv(VecEnv):
 
     def observe(self, env: int, number: int, there: list[bool], last: bool) -> dict[str, np.ndarray]:
         """What one team sees."""
-        n_agents = self.script.n_agents
+        n_agents, scales = self.script.n_agents, np.array(_SCALES, dtype=np.float32)
         code = np.array([[env, number, agent, last] for agent in range(n_agents)], dtype=np.float32)
-        observation = {"obs": code / np.float32(_SCALES), "state": code[0] / np.float32(_SCALES)}
+        observation = {"obs": code / scales, "state": code[0] / scales}
         if self.script.presence is not None:
             observation["agent_mask"] = np.array(there, dtype=np.int8)
         if self.script.action_masks:

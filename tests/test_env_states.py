@@ -1,4 +1,4 @@
-"""Exact resume: environments that were given another's state go on as that one does, or say why they cannot."""
+"""Exact resume: environments that were given another's state go on as that one does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from resumable_games import (
     Dying,
     Fading,
     FaultyMaker,
-    Forgetful,
     Joining,
     Masked,
     MaskedDying,
@@ -28,51 +27,31 @@ from resumable_games import (
     TimeLimited,
     turns,
 )
-from resuming import assert_equal, play, resume, side_by_side, through_file
+from resuming import ALICE, SMALL, assert_equal, play, resume, seeded, side_by_side, small_alice, teams, through_file
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
-    SubprocVecEnv,
     VecCheckNan,
     VecEnv,
-    VecEnvWrapper,
     VecFrameStack,
     VecMonitor,
     VecNormalize,
 )
 from worker_games import FAULT
 
-from hmasd_sb3.envs import AliceAndBobParallelEnv
 from hmasd_sb3.wrappers import (
-    EnvStateError,
     SuperSuitTeamVecEnv,
     TeamEnv,
     WorkerTeamVecEnv,
     generator_state,
-    make_team_vec_env,
     restored_generator,
 )
+from hmasd_sb3.wrappers.game_states import game_state, restore_game
 from hmasd_sb3.wrappers.states import collect_env_state, restore_episodes, restore_normalizer, restore_row, row_state
-
-ALICE = "AliceAndBob-v0"
-SMALL = {"size": 3, "max_steps": 9}
-
-
-def small_alice() -> AliceAndBobParallelEnv:
-    return AliceAndBobParallelEnv(**SMALL)
 
 
 def stacked() -> Any:
     """Also without black_death_v3, which teams take out, and with what they put in its place."""
     return ss.frame_skip_v0(ss.frame_stack_v1(ss.black_death_v3(Skippable()), 3), 2)
-
-
-def teams(env: Any, seed: int, n_envs: int = 3, **kwargs: Any) -> VecEnv:
-    return make_team_vec_env(env, n_envs, seed=seed, **kwargs)
-
-
-def seeded(venv: VecEnv, seed: int) -> VecEnv:
-    venv.seed(seed)
-    return venv
 
 
 # ---- environments go on as others would have
@@ -152,6 +131,14 @@ def _without_monitors(makers: list[Any]) -> VecEnv:
     return DummyVecEnv([maker.make_bare for maker in makers])
 
 
+def test_a_checker_for_nan_can_complain_at_once() -> None:
+    original, resumed = (VecCheckNan(teams(Continuous, seed), raise_exception=True) for seed in (1, 2))
+    original.reset()
+    restore_episodes(resumed, through_file(collect_env_state(original)))
+    with pytest.raises(ValueError, match=r"found nan in actions"):
+        resumed.step(np.full((3, 2, 2), np.nan, np.float32))
+
+
 def test_monitors_keep_their_counts() -> None:
     original, resumed = (teams(Dying, seed) for seed in (1, 2))
     play(original, original.reset(), np.random.default_rng(0), 30)
@@ -218,6 +205,19 @@ def test_one_environment_alone() -> None:
     assert resumed.np_random.random() == original.np_random.random()
 
 
+def test_a_game_with_its_wrappers_need_not_have_been_reset() -> None:
+    original, resumed = turns(), turns()
+    original.reset(seed=3)
+    for _ in range(2):
+        original.step({"first": 1, "second": 2})
+    restore_game(resumed, through_file(game_state(original)))
+    assert resumed.agents == original.agents
+    for _ in range(2):
+        expected, found = (game.step({"first": 2, "second": 0}) for game in (original, resumed))
+        assert_equal([dict(part) for part in found], [dict(part) for part in expected])
+    assert resumed.agents == original.agents == []
+
+
 # ---- random generators
 
 
@@ -252,173 +252,6 @@ def test_foreign_generators_are_refused() -> None:
             restored_generator(broken)
 
 
-# ---- reasons not to be able to
-
-
-def reason(venv: VecEnv) -> str:
-    """Why there are no episodes in the state, which is plain all the same."""
-    state = through_file(collect_env_state(venv))
-    assert state["episodes"] is None
-    assert state["n_envs"] == venv.num_envs
-    with pytest.raises(EnvStateError, match=r"holds no episodes"):
-        restore_episodes(venv, state)
-    return state["reason"]
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"n_workers": 2}])
-def test_a_game_without_the_methods_is_named(kwargs: dict[str, Any]) -> None:
-    venv = teams(TimeLimitGame, 1, **kwargs)
-    venv.reset()
-    assert "TimeLimitGame cannot give or take its state. Give its class state_dict()" in reason(venv)
-    venv.step(np.zeros((3, 2), int))  # it plays on
-    venv.close()
-    with pytest.raises(EnvStateError, match=r"TimeLimitGame"):
-        TeamEnv(TimeLimitGame()).state_dict()
-
-
-def test_wrappers_without_the_methods_are_named() -> None:
-    assert "Forgetful cannot give or take its state. Give the wrapper's class" in reason(teams(Dying, 1, wrappers=[Forgetful]))
-
-    class Around(VecEnvWrapper):
-        def reset(self) -> Any:
-            return self.venv.reset()
-
-        def step_wait(self) -> Any:
-            return self.venv.step_wait()
-
-    # It passes on state_dict, an attribute of the environments inside.
-    inner = teams(ALICE, 1, env_kwargs=SMALL)
-    assert callable(Around(inner).state_dict)
-    assert "Around cannot give or take its state" in reason(Around(inner))
-
-    class Counting(Around):
-        def state_dict(self) -> dict[str, Any]:
-            return {}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    assert collect_env_state(Counting(inner))["episodes"] is not None
-
-
-def test_games_wrapped_in_unknown_ways_are_named() -> None:
-    assert (
-        "could not give its state: TypeError: the state of shared_wrapper_parr['agents']['agent_0']['accumulator']"
-        in reason(teams(lambda: ss.max_observation_v0(Continuous(), 2), 1))
-    )
-    assert "aec_observation_lambda cannot give" in reason(
-        teams(lambda: ss.observation_lambda_v0(Continuous(), lambda obs, space: obs), 1)
-    )
-
-
-def test_subprocesses_of_sb3_cannot() -> None:
-    venv = teams(small_alice, 1, 1, vec_env_cls=SubprocVecEnv)
-    assert "SubprocVecEnv cannot give or take the state" in reason(venv)
-    venv.close()
-
-
-def test_closed_and_dead_workers_are_reasons() -> None:
-    closed = teams(small_alice, 1, n_workers=1)
-    closed.close()
-    assert "WorkerTeamVecEnv could not give its state: RuntimeError: these environments are closed" in reason(closed)
-
-    venv = seeded(WorkerTeamVecEnv([FaultyMaker(i) for i in range(2)], 1, restart_workers=True), 1)
-    venv.reset()
-    venv.step_async(np.zeros((2, 2), int))
-    assert "a step is under way" in reason(venv)
-    venv.step_wait()
-    with pytest.raises(Exception, match=r"SIGKILL"):
-        venv.env_method("die", indices=1)
-    assert "WorkerTeamVecEnv could not give its state: WorkerError" in reason(venv)
-    venv.step(np.zeros((2, 2), int))  # repaired
-    assert collect_env_state(venv)["reason"] is None
-    venv.close()
-
-
-@pytest.mark.parametrize("workers", [False, True])
-def test_what_a_game_raises_is_a_reason(workers: bool) -> None:
-    makers = [FaultyMaker(i) for i in range(2)]
-    venv: VecEnv = WorkerTeamVecEnv(makers, 1) if workers else DummyVecEnv(makers)
-    venv.reset()
-    venv.env_method("refuse", ZeroDivisionError("no state today"), indices=1)
-    assert "Faulty could not give its state: ZeroDivisionError: no state today" in reason(venv)
-    venv.env_method("refuse", None)
-    assert collect_env_state(venv)["reason"] is None
-    venv.close()
-
-
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [(np.float64(1), "float64"), (object(), "object"), ({1: 2}, "key 1"), (np.array([None]), "array of object")],
-)
-def test_what_is_no_plain_data_is_a_reason(value: Any, found: str) -> None:
-    venv = teams(Dying, 1, 1)
-    venv.reset()
-    venv.envs[0].unwrapped.parallel_env.spans = {"agent_0": [(0, value)]}
-    assert "Dying could not give its state: TypeError: the state of Dying['spans']['agent_0'][0][1] " in reason(venv)
-    assert found in reason(venv)
-
-
-# ---- states that do not fit
-
-
-def test_other_environments_are_refused_untouched() -> None:
-    state = collect_env_state(teams(Dying, 1))
-    others: list[tuple[Callable[[], VecEnv], str]] = [
-        (lambda: teams(Dying, 2, n_envs=2), r"of 3 environments, and here are 2"),
-        (lambda: teams(Joining, 2), r"they were \['Dying'\], and here they are \['Joining'\]"),
-        (lambda: teams(partial(Dying, n_agents=2), 2), r"'present' must be bool of the shape \(2,\)"),
-        (lambda: teams(Dying, 2, wrappers=[Fading]), r"\['Monitor', 'Fading', 'TeamEnv'\]"),
-        (lambda: VecNormalize(teams(Dying, 2), norm_obs=False), r"here they are \['VecNormalize', 'DummyVecEnv'\]"),
-        (lambda: teams(Dying, 2, n_workers=1), r"here they are \['WorkerTeamVecEnv'\]"),
-    ]
-    for make, text in others:
-        venv = make()
-        venv.reset()
-        before = through_file(collect_env_state(venv))
-        with pytest.raises(EnvStateError, match=text):
-            restore_episodes(venv, state)
-        assert_equal(through_file(collect_env_state(venv)), before)
-        venv.close()
-
-
-def test_other_environments_in_workers_are_refused_untouched() -> None:
-    state = collect_env_state(one := teams(Dying, 1, n_workers=1))
-    one.close()
-    for kwargs, text in (({"n_envs": 2}, r"here are 2"), ({"wrappers": [Fading]}, r"'Fading', 'TeamEnv'\]")):
-        venv = teams(Dying, 2, n_workers=1, **kwargs)
-        venv.reset()
-        before = through_file(collect_env_state(venv))
-        with pytest.raises(EnvStateError, match=text):
-            restore_episodes(venv, state)
-        assert_equal(through_file(collect_env_state(venv)), before)
-        venv.close()
-
-
-def test_broken_states_are_refused() -> None:
-    venv = teams(ALICE, 1, env_kwargs=SMALL)
-    venv.reset()
-    good = collect_env_state(venv)
-    with pytest.raises(EnvStateError, match=r"missing: \['reason'\]"):
-        restore_episodes(venv, {key: part for key, part in good.items() if key != "reason"})
-    for episodes in (5, [5], [{"class": "VecMonitor"}]):
-        with pytest.raises(EnvStateError, match=r"no state of \['VecMonitor', 'GymVectorTeamVecEnv'\]"):
-            restore_episodes(venv, {**good, "episodes": episodes})
-    smaller = teams(ALICE, 1, env_kwargs={"size": 2})
-    good["episodes"][1]["state"]["vector_env"][0]["state"]["cells"][:] = 8
-    with pytest.raises(EnvStateError, match=r"AliceAndBobVectorEnv could not take this state: ValueError: cells must lie"):
-        restore_episodes(smaller, good)
-
-
-@pytest.mark.parametrize("key", ["cells", "collected", "steps", "running", "generator"])
-def test_alice_and_bob_refuse_what_does_not_fit(key: str) -> None:
-    game = small_alice()
-    game.reset(seed=0)
-    before = game.state_dict()
-    with pytest.raises(ValueError, match=key):
-        game.load_state_dict({**before, key: {"no": "state"}})
-    assert_equal(game.state_dict(), before)
-
-
 # ---- VecNormalize by itself
 
 
@@ -431,7 +264,7 @@ def test_statistics_without_episodes() -> None:
     play(original, original.reset(), np.random.default_rng(0), 7)
     state = through_file(collect_env_state(original))
     assert state["episodes"] is None
-    assert restore_normalizer(VecMonitor(resumed), state)
+    assert restore_normalizer(VecCheckNan(resumed), state)
     seen = {"obs": np.ones((1, 2, 3), np.float32), "state": np.ones((1, 6), np.float32), "agent_mask": np.ones((1, 2))}
     assert_equal(resumed.normalize_obs(seen), original.normalize_obs(seen))
     assert_equal(resumed.normalize_reward(np.ones(3)), original.normalize_reward(np.ones(3)))

@@ -59,7 +59,7 @@ def all_steps(script: Script, rollout: Rollout) -> list[tuple[int, int]]:
 # ---------------------------------------------------------------- steps
 
 
-@for_all_scripts(14)
+@for_all_scripts(22)
 def test_the_actor_learns_from_every_step_once_per_epoch(script: Script) -> None:
     expected = simulate(script)
     for rollout in rollouts(script):
@@ -107,7 +107,7 @@ def check_actor_entry(
             assert not batch.hidden[entry[1]].any(), "a memory of another life"
 
 
-@for_all_scripts(14)
+@for_all_scripts(30)
 def test_the_critic_learns_from_every_step_once_per_epoch(script: Script) -> None:
     expected = simulate(script)
     for rollout in rollouts(script):
@@ -140,7 +140,7 @@ def test_the_critic_learns_from_every_step_once_per_epoch(script: Script) -> Non
             assert seen == Counter(all_steps(script, rollout))
 
 
-@for_all_scripts(14)
+@for_all_scripts(18)
 def test_discriminators_see_the_true_successor_of_every_step_once(script: Script) -> None:
     expected = simulate(script)
     for rollout in rollouts(script):
@@ -169,7 +169,7 @@ def test_discriminators_see_the_true_successor_of_every_step_once(script: Script
 # ---------------------------------------------------------------- assignments
 
 
-@for_all_scripts(18)
+@for_all_scripts(22)
 def test_skills_are_assigned_exactly_when_their_timers_say(script: Script) -> None:
     expected = simulate(script)
     running: dict[int, list[int]] = {}
@@ -188,7 +188,7 @@ def test_skills_are_assigned_exactly_when_their_timers_say(script: Script) -> No
         np.testing.assert_array_equal(rollout.model.rollout_buffer.assigned, [s.decision.assigned for s in rollout.steps])
 
 
-@for_all_scripts(18)
+@for_all_scripts(22)
 def test_the_coordinator_learns_from_every_assignment_once(script: Script) -> None:
     expected = simulate(script)
     for rollout in rollouts(script):
@@ -216,7 +216,7 @@ def test_the_coordinator_learns_from_every_assignment_once(script: Script) -> No
             assert all(weights) if batch.weights is None else batch.weights[row].tolist() == weights
 
 
-@for_all_scripts(18)
+@for_all_scripts(22)
 def test_every_segment_ends_once_and_for_the_right_reason(script: Script) -> None:
     expected = simulate(script)
     running = np.zeros(script.n_envs, dtype=int)
@@ -238,7 +238,7 @@ def test_every_segment_ends_once_and_for_the_right_reason(script: Script) -> Non
 # ---------------------------------------------------------------- on-policy
 
 
-@for_all_scripts(18)
+@for_all_scripts(20)
 def test_every_ratio_is_one_before_the_first_gradient_step(script: Script) -> None:
     model = None
     for rollout in rollouts(script):
@@ -264,7 +264,7 @@ def test_every_ratio_is_one_before_the_first_gradient_step(script: Script) -> No
                 assert float(deviation.max()) < 1e-5
 
 
-@for_all_scripts(14)
+@for_all_scripts(18)
 def test_all_samples_of_a_batch_are_of_one_version_and_every_environment_gives_as_many(script: Script) -> None:
     for rollout in rollouts(script, before_storing=offer_what_must_be_refused):
         model, gate = rollout.model, rollout.model._gate

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,8 @@ from hmasd_sb3.sync import SyncError, SyncGate
 
 class GateMachine(RuleBasedStateMachine):
     """Keeps what the gate let in, each sample with the policy that made it; a policy changes whenever an update touches it."""
+
+    happened: ClassVar[Counter[str]] = Counter()
 
     @initialize(n_envs=st.integers(1, 4), n_steps=st.integers(1, 4), version=st.integers(0, 3))
     def start(self, n_envs: int, n_steps: int, version: int) -> None:
@@ -35,6 +38,7 @@ class GateMachine(RuleBasedStateMachine):
     def open(self) -> None:
         self.gate.open()
         if self.updating:
+            self.happened["broken off"] += 1
             self.updating = False
             self.stamps.append(self.gate.policy_version)
         self.collecting, self.batch = True, []
@@ -60,6 +64,17 @@ class GateMachine(RuleBasedStateMachine):
             self.gate.admit(stamp)
             self.batch.append(maker)
 
+    @rule(then=st.sampled_from(["nothing", "finish_update", "abandon_update", "begin_update", "open"]))
+    def update_from_a_whole_batch(self, then: str) -> None:
+        """What would seldom come about by single operations."""
+        self.open()
+        while not self.gate.should_sync():
+            self.admit(0)
+        self.close()
+        self.begin_update()
+        if then != "nothing":
+            getattr(self, then)()
+
     @rule(ahead=st.integers(1, 3))
     def admit_from_the_future(self, ahead: int) -> None:
         stamp = self.gate.policy_version + ahead
@@ -72,6 +87,7 @@ class GateMachine(RuleBasedStateMachine):
         elif len(self.batch) < self.n_steps:
             self.refused(self.gate.begin_update, match=f"only {len(self.batch) * self.n_envs} were collected")
         elif self.updating:
+            self.happened["refused as spent"] += 1
             self.refused(self.gate.begin_update, match="broke off")
         else:
             self.gate.begin_update()
@@ -86,6 +102,7 @@ class GateMachine(RuleBasedStateMachine):
             self.refused(self.gate.finish_update, match="No update is under way")
             return
         version = self.gate.policy_version
+        self.happened["finished"] += 1
         self.gate.finish_update()
         assert self.gate.policy_version == version + 1
         self.updating, self.batch = False, []
@@ -116,7 +133,10 @@ def test_no_order_of_operations_lets_other_policies_samples_in(examples: int) ->
     limits = settings(
         max_examples=examples, stateful_step_count=40, deadline=None, derandomize=True, database=None, phases=PHASES
     )
+    GateMachine.happened.clear()
     run_state_machine_as_test(GateMachine, settings=limits)
+    for what in ("finished", "broken off", "refused as spent"):
+        assert GateMachine.happened[what] > 20, "the operations hardly ever came to an update"
 
 
 def full_batch() -> Any:

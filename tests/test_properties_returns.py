@@ -72,7 +72,7 @@ def normalised(raw: list[float], every: list[float], floor: float) -> list[float
 # ---------------------------------------------------------------- low level
 
 
-@for_all_scripts(16)
+@for_all_scripts(20)
 def test_rewards_look_at_the_true_successor(script: Script) -> None:
     expected = simulate(script)
     for rollout in rollouts(script):
@@ -151,7 +151,7 @@ def low_level(script: Script, expected: list[Expected], found: Evaluated, env: i
     return LowLevel(values, advantages)
 
 
-@for_all_scripts(16)
+@for_all_scripts(22)
 def test_low_level_advantages_and_returns(script: Script) -> None:
     expected = simulate(script)
     offset = -(COEFS[1] * math.log(2) + COEFS[2] * math.log(3)) / (1 - GAMMA)
@@ -219,7 +219,7 @@ def high_level(script: Script, expected: list[Expected], found: Evaluated, env: 
     return results
 
 
-@for_all_scripts(18)
+@for_all_scripts(24)
 def test_high_level_advantages_and_returns(script: Script) -> None:
     expected = simulate(script)
     for rollout in rollouts(script):
@@ -242,7 +242,7 @@ def test_high_level_advantages_and_returns(script: Script) -> None:
                 np.testing.assert_allclose(buffer.skill_advantages[t, env], wanted, atol=1e-3)
 
 
-@for_all_scripts(8)
+@for_all_scripts(10)
 def test_mean_rewards_in_the_log_are_over_what_is_known(script: Script) -> None:
     expected = simulate(script)
     model, wanted = None, 0.0

@@ -116,6 +116,9 @@ def test_metrics_by_their_effect(monkeypatch: pytest.MonkeyPatch) -> None:
         assert logged["sync/collection_time"] >= 48 * 0.002
         assert 0.1 <= logged["sync/update_time"] <= waited - 0.05
         counts = model.rollout_buffer.segment_end_counts()
+        model.enable_data_collection()
+        for reason, per_env in model.segment_ends.items():
+            np.testing.assert_array_equal(per_env, counts[reason])
         for reason, per_env in counts.items():
             assert per_env.shape == (4,)
             assert logged[f"sync/segment_ends_{reason}"] == per_env.sum()
@@ -156,3 +159,14 @@ def test_only_the_environment_that_starts_an_episode_has_its_state_renewed() -> 
     assert before.hidden[1].any()
     assert not decision.hidden[1].any()
     assert model.skill_state is before, "deciding changes nothing in the model"
+
+
+def test_acting_by_hand_is_acting_in_evaluation_mode() -> None:
+    """Guards: layers that behave differently in training acted otherwise by hand than in ``learn``."""
+    model = make_model()
+    model.start_cycle(1000)
+    collect(model)
+    model.sync_update()
+    assert model.policy.training
+    model.enable_data_collection()
+    assert not model.policy.training

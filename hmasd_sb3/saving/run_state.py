@@ -31,13 +31,10 @@ SECTIONS = ("rollout_buffer", "env", "callback", "logger")
 """Parts of the state that ``save(exclude=...)`` can leave out."""
 _COUNTERS = (
     "num_timesteps",
-    "_total_timesteps",
     "_num_timesteps_at_start",
-    "_episode_num",
     "_n_updates",
     "_n_iterations",
     "_current_progress_remaining",
-    "_schedule_timesteps",
     "_learning_rate_scale",
     "_n_rollbacks",
 )
@@ -170,7 +167,19 @@ def restore_model(model: PersistentAlgorithm, state: dict[str, Any]) -> None:
         model.skill_state = SkillState(*skills)
         model._critic_hidden = state["critic_hidden"].to(model.device)
     if model.env is not None and state["env"] is not None:
-        restore_normalizer(model.env, state["env"])
+        _restore_normalizer(model, state["env"])
+
+
+def _restore_normalizer(model: PersistentAlgorithm, env_state: dict[str, Any]) -> None:
+    had, has = env_state["normalizer"] is not None, model.get_vec_normalize_env() is not None
+    if had != has:
+        _logger.warning(
+            "The model was trained %s a VecNormalize and the environment now has %s, so it sees other numbers than it knows.",
+            "behind" if had else "without",
+            "one" if has else "none",
+        )
+    assert model.env is not None
+    restore_normalizer(model.env, env_state)
 
 
 def restore_environments(model: PersistentAlgorithm, run: dict[str, Any]) -> None:
@@ -219,7 +228,7 @@ def restore_surroundings(model: PersistentAlgorithm, run: dict[str, Any]) -> Non
 def _rollout_state(model: PersistentAlgorithm) -> dict[str, Any] | None:
     """The steps of a rollout under way, or None between two rollouts."""
     buffer, gate = model.rollout_buffer, model._gate
-    if not gate.samples_collected:
+    if not gate.samples_collected or gate.is_spent:
         return None
     steps = buffer.pos
     return {

@@ -124,7 +124,7 @@ def _check_can(layer: Any, known: Known, innermost: bool) -> None:
     # Asked of the class: wrappers pass on what is asked of them to what they are around.
     if type(layer) in known or all(callable(getattr(type(layer), name, None)) for name in ("state_dict", "load_state_dict")):
         return
-    name = type(layer).__name__
+    name = f"{type(layer).__module__}.{type(layer).__qualname__}"
     if innermost:
         hint = "Give its class state_dict(), which returns all that decides how it goes on as plain data,"
     else:

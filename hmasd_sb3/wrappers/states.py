@@ -176,7 +176,8 @@ def _refuse_subproc(venv: SubprocVecEnv, state: Any = None) -> Any:
 
 def _moments_of(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
     """By name: ``obs_rms/key`` for each key of a Dict, or ``obs_rms``; and ``ret_rms``."""
-    found: Any = getattr(normalizer, "obs_rms", {})  # there is none with norm_obs=False
+    # There is none with norm_obs=False, and asked for as an attribute it would be looked for in inner layers.
+    found: Any = vars(normalizer).get("obs_rms", {})
     by_key = {f"obs_rms/{key}": rms for key, rms in found.items()} if isinstance(found, dict) else {"obs_rms": found}
     return {**by_key, "ret_rms": normalizer.ret_rms}
 
@@ -208,7 +209,7 @@ def _set_statistics(normalizer: VecNormalize, state: State) -> None:
 
 def _normalizer_state(normalizer: VecNormalize) -> State:
     # What get_original_obs() and get_original_reward() return until the next step; missing before the first reset.
-    last = {"old_obs": getattr(normalizer, "old_obs", None), "old_reward": normalizer.old_reward}
+    last = {"old_obs": vars(normalizer).get("old_obs"), "old_reward": normalizer.old_reward}
     return {"statistics": _statistics(normalizer), **last}
 
 
