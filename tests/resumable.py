@@ -15,7 +15,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 from teams import FAST, RandomTeam
 
 from hmasd_sb3 import HMASD, make_team_vec_env
@@ -79,10 +79,12 @@ def make_env(kind: str, seed: int = 0, n_envs: int = 4) -> VecEnv:
     if "n_workers" in make:
         make["vec_env_kwargs"] = {"start_method": "fork"}
     game = how.get("game", ResumableTeam)
-    env = make_team_vec_env(game, n_envs, seed=seed, env_kwargs=how.get("env", {}), **make)
     if how.get("normalize"):
-        env = VecNormalize(env, norm_obs_keys=["obs", "state"])
-    return env
+        # Watched from outside: this monitor counts in single precision, which a file must not widen.
+        env = VecMonitor(DummyVecEnv([lambda: ResumableTeam(**how["env"]) for _ in range(n_envs)]))
+        env.seed(seed)
+        return VecNormalize(env, norm_obs_keys=["obs", "state"])
+    return make_team_vec_env(game, n_envs, seed=seed, env_kwargs=how.get("env", {}), **make)
 
 
 def make_run(kind: str, env: VecEnv) -> HMASD:
