@@ -111,8 +111,8 @@ def evaluation(kind: str) -> EvalCallback:
     return EvalCallback(env, n_eval_episodes=3, eval_freq=9, deterministic=False, verbose=0, log_path=log)
 
 
-def digest(model: HMASD) -> str:
-    """Fingerprint of weights, optimizers, normalisers, generators, skills and counters."""
+def fingerprint(*values: Any) -> str:
+    """Hash of nested values with arrays, exact to the last bit."""
     parts = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -130,16 +130,24 @@ def digest(model: HMASD) -> str:
         else:
             parts.update(repr(value).encode())
 
-    add(model.get_parameters())
-    add([th.get_rng_state(), model._rng.bit_generator.state, model.num_timesteps])
-    add([model.policy_version, model._n_updates, model._n_iterations, model._current_progress_remaining])
-    add([*model.skill_state, model._critic_hidden, model._last_obs])
-    add([dict(info, t=0) for info in model.ep_info_buffer])
-    normalizer = model.get_vec_normalize_env()
-    if normalizer is not None:
-        add({key: [rms.mean, rms.var, rms.count] for key, rms in normalizer.obs_rms.items()})
-        add([normalizer.ret_rms.mean, normalizer.ret_rms.var])
+    add(values)
     return parts.hexdigest()
+
+
+def digest(model: HMASD) -> str:
+    """Fingerprint of weights, optimizers, normalisers, generators, skills and counters."""
+    normalizer, statistics = model.get_vec_normalize_env(), []
+    if normalizer is not None:
+        statistics = [[rms.mean, rms.var, rms.count] for _, rms in sorted(normalizer.obs_rms.items())]
+        statistics.append([np.asarray(normalizer.ret_rms.mean), np.asarray(normalizer.ret_rms.var)])
+    return fingerprint(
+        model.get_parameters(),
+        [th.get_rng_state(), model._rng.bit_generator.state, model.num_timesteps],
+        [model.policy_version, model._n_updates, model._n_iterations, model._current_progress_remaining],
+        [*model.skill_state, model._critic_hidden, model._last_obs],
+        [dict(info, t=0) for info in model.ep_info_buffer],
+        statistics,
+    )
 
 
 def outcome(model: HMASD, recorded: Recorded, callback: BaseCallback) -> dict[str, Any]:

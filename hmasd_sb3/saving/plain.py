@@ -13,6 +13,7 @@ import importlib
 import inspect
 import math
 import sys
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,8 @@ def _array_from_json(content: dict[str, Any]) -> np.ndarray:
 def _space_from_json(content: dict[str, Any]) -> spaces.Space[Any]:
     kind = content["type"]
     if kind == "Dict":
-        return spaces.Dict({key: read_plain(part) for key, part in content["spaces"]})
+        # An OrderedDict keeps its order; a plain one would be sorted.
+        return spaces.Dict(OrderedDict((key, read_plain(part)) for key, part in content["spaces"]))
     if kind == "Tuple":
         return spaces.Tuple([read_plain(part) for part in content["spaces"]])
     arguments = {key: read_plain(part) for key, part in content.items() if key not in ("type", "dtype")}

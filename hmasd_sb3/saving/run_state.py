@@ -94,7 +94,7 @@ def capture_run(model: PersistentAlgorithm) -> dict[str, Any]:
         "seconds": (time.time_ns() - model.start_time) / 1e9 if model.num_timesteps else 0.0,
         "last_obs": model._last_obs if consistent else None,
         "last_episode_starts": model._last_episode_starts if consistent else None,
-        "env": _storable_env_state(model) if consistent else None,
+        "env": _storable_env_state(model),
         "rollout": _rollout_state(model) if consistent else None,
         "callbacks": [
             _storable(state, _drop_own, f"what {state['class']} says by state_dict()")
@@ -115,7 +115,14 @@ def _storable_env_state(model: PersistentAlgorithm) -> dict[str, Any] | None:
             "reason": f"state_dict() of the game gives something that cannot be stored: {error}",
         }
 
-    return _storable(collect_env_state(model.env), without_episodes, "the state of the environments")
+    state = _storable(collect_env_state(model.env), without_episodes, "the state of the environments")
+    if model._mid_step:
+        return {
+            **state,
+            "episodes": None,
+            "reason": "an error broke off a step, after which they and the model do not fit together",
+        }
+    return state
 
 
 def _drop_own(state: dict[str, Any], error: TypeError) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def restore_environments(model: PersistentAlgorithm, run: dict[str, Any]) -> Non
     """
     model._last_obs, model._paused = None, False  # by which they will be reset
     assert model.env is not None
-    if run["env"] is None or run["last_obs"] is None:
+    if run["env"] is None:
         reason = "the file does not hold their state"
     else:
         restore_normalizer(model.env, run["env"])
@@ -198,6 +205,8 @@ def restore_environments(model: PersistentAlgorithm, run: dict[str, Any]) -> Non
         except EnvStateError as error:
             reason = str(error)
         else:
+            if run["last_obs"] is None:  # the run had not begun, or new episodes are wanted
+                return
             model._last_obs = run["last_obs"]
             model._last_episode_starts = run["last_episode_starts"]
             if run["rollout"] is not None:
