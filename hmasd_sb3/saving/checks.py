@@ -133,7 +133,7 @@ def _check_skills(model: PersistentAlgorithm, skills: Any, n_envs: int) -> None:
     for name, array, like in zip(fresh._fields, skills, fresh, strict=True):
         checked_like(array, like, f"{name!r} of skill_state")
     for array, limit in zip(skills[:2], limits, strict=True):
-        if array.size and not (0 <= array.min() and array.max() < limit):
+        if array.size and not (array.min() >= 0 and array.max() < limit):
             raise ValueError(f"skill_state names skills outside 0..{limit - 1}")
 
 

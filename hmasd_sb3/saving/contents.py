@@ -51,8 +51,9 @@ class ModelFile:
             )
         unknown = sorted(set(self.hyperparameters) - set(hyperparameter_names(cls)))
         if unknown:
+            release = archive.manifest["versions"].get("hmasd-sb3")
             raise ModelFileError(
-                f"{path} was saved by {archive.manifest['class']!r} of hmasd-sb3 {archive.manifest['versions'].get('hmasd-sb3')} "
+                f"{path} was saved by {archive.manifest['class']!r} of hmasd-sb3 {release} "
                 f"with {unknown}, which {cls.__name__} here does not have. Load it with the class that saved it, or upgrade."
             )
 
