@@ -491,5 +491,5 @@ def test_arrays_of_objects_are_no_arrays(tmp_path: Path, good: Path) -> None:
     raw = th.from_numpy(np.arange(16, dtype=np.uint8))
     for dtype in ("O", "O,O", "V8", "<U4", 3):
         state["last_episode_starts"] = {"$array": (dtype, (2,), raw)}
-        with pytest.raises(ModelFileError, match="was refused|does not fit"):
+        with pytest.raises(ModelFileError, match=r"was refused|does not fit"):
             HMASD.load(with_tree(tmp_path / "evil.zip", good, "training.pth", state), device="cpu")

@@ -135,7 +135,7 @@ def write_atomically(path: pathlib.Path, write: Callable[[Any], None]) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        kept = " The file that was there before is kept." if path.exists() else ""
+        kept = " The file that was there before is kept." if os.path.exists(path) else ""
         raise OSError(
             error.errno, f"{path} could not be written: {error.strerror or error}.{kept} Make room, or save to another place"
         ) from error
@@ -180,6 +180,8 @@ def read_archive(path: PathOrFile, kind: str) -> Archive:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
+            if MANIFEST not in names and data[30 : 30 + len(MANIFEST)] == MANIFEST.encode():
+                raise zipfile.BadZipFile("its beginning is a model file's, its end is not")  # but that of some part
             if MANIFEST not in names:
                 raise _what_it_is(path, archive, kind)
             _check_entries(path, archive.infolist())
