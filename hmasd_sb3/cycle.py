@@ -26,7 +26,7 @@ from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.policies.policy import HMASDPolicy
 from hmasd_sb3.sync import SyncGate
 from hmasd_sb3.type_aliases import SkillState, TeamDecision, TerminalRow
-from hmasd_sb3.validation import check_transition
+from hmasd_sb3.validation import check_learn_arguments, check_transition
 
 Self = TypeVar("Self", bound="SynchronisedAlgorithm")
 
@@ -154,16 +154,19 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         :param progress_bar: show progress and time left (needs tqdm and rich)
         :param schedule_timesteps: environment steps, counted from the run's start, over which schedules go from 1 to 0; by
             default to the end of this call. With it, a run cut into several calls is the same as one in a single call
-        :raises ValueError: if the schedules were to end before this call does
+        :raises ValueError: for a number out of its range, or if the schedules were to end before this call does
+        :raises TypeError: if ``callback`` is none
         """
+        check_learn_arguments(total_timesteps, callback, log_interval, schedule_timesteps)
+        end = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
+        if schedule_timesteps is not None and schedule_timesteps < end:
+            raise ValueError(
+                f"schedule_timesteps={schedule_timesteps} ends before the training does, at {end} environment "
+                "steps from its start. Give the length of the whole run, earlier calls included."
+            )
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
-        if schedule_timesteps is not None and schedule_timesteps < total_timesteps:
-            raise ValueError(
-                f"schedule_timesteps={schedule_timesteps} ends before the training does, at {total_timesteps} environment "
-                "steps from its start. Give the length of the whole run, earlier calls included."
-            )
         self._schedule_timesteps = schedule_timesteps
         callback.on_training_start(locals(), globals())
         self._continue_run()

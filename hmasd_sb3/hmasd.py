@@ -23,7 +23,7 @@ from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.policies.policy import NETWORKS, POLICIES, HMASDPolicy
 from hmasd_sb3.policies.spec import TeamSpec, arriving_space
 from hmasd_sb3.reporting import InertTeamSkillWatch, log_rollout, log_update
-from hmasd_sb3.rollouts import ReturnSettings, check_rollout_finite, evaluate_rollout
+from hmasd_sb3.rollouts import ReturnSettings, evaluate_rollout
 from hmasd_sb3.schedules import ConfusionGatedNoise
 from hmasd_sb3.sync import SyncGate
 from hmasd_sb3.type_aliases import UpdateStats
@@ -296,13 +296,13 @@ class HMASD(PersistentAlgorithm):
             self._learn_from_rollout()
         except NonFiniteError as error:
             self._gate.abandon_update()
+            self._critic_hidden.zero_()  # it has not followed the steps of this rollout
             raise NonFiniteError(f"Update {self.policy_version + 1}, timestep {self.num_timesteps}: {error}") from error
 
     def _learn_from_rollout(self) -> None:
         self._critic_hidden, reward_stats = evaluate_rollout(
             self.policy, self.rollout_buffer, self._critic_hidden, self._return_settings()
         )
-        check_rollout_finite(self.rollout_buffer)
         self.segment_ends = self.rollout_buffer.segment_end_counts()
         report = log_rollout(self.logger, self.policy, self.rollout_buffer, self._gate, reward_stats, self.micro_batch_size)
         if "team_accuracy" in report:  # else nothing happened that skills could be recognised by

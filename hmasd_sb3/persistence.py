@@ -20,7 +20,8 @@ from stable_baselines3.common.utils import get_system_info
 from hmasd_sb3.cycle import SynchronisedAlgorithm
 from hmasd_sb3.policies.flat import NonFiniteError, check_parameters_finite
 from hmasd_sb3.reporting import InertTeamSkillWatch
-from hmasd_sb3.saving.archive import CorruptFileError, UntrustedFileError, read_archive, write_archive
+from hmasd_sb3.saving.archive import ModelFileError, UntrustedFileError, read_archive, write_archive
+from hmasd_sb3.saving.checks import check_optimizer_state, check_training_state
 from hmasd_sb3.saving.contents import ATTRIBUTES, ModelFile, hyperparameter_names, name_of, pickled
 from hmasd_sb3.saving.generators import seed_everything
 from hmasd_sb3.saving.plain import NotInFile, PlainWriter
@@ -54,6 +55,9 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
     _saved_run: dict[str, Any] | None = None
     """What a loaded file says about the world around the model, until training goes on."""
 
+    run_id: str | None = None
+    """Tells this run's checkpoints from those of others; given by the first ``TrainingCheckpoint``, new with each run."""
+
     on_nan: str
     max_rollbacks: int
     checkpoint_source: Callable[[], pathlib.Path | None] | None = None
@@ -83,14 +87,18 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         :param include: for compatibility; there is nothing that is left out by default
         :raises NonFiniteError: if a parameter is NaN or infinite; an existing file is left as it was
         :raises OSError: if it cannot be written; an existing file is left as it was
+        :raises TypeError: if ``path`` is neither a path nor a binary stream, or ``exclude`` is no list
         :raises ValueError: for unknown names in ``exclude`` or ``include``
         """
+        for argument in (exclude, include):
+            if isinstance(argument, str):
+                raise TypeError(f"save() takes a list of parts, got the text {argument!r}. Write [{argument!r}].")
         left_out = set(exclude or ())
         for name in [*left_out, *(include or ())]:
             if name not in SECTIONS:
                 raise ValueError(f"save() can leave out {list(SECTIONS)}, not {name!r}.{nearest(name, list(SECTIONS))}")
         check_parameters_finite(self.policy)
-        write_archive(path, "model", name_of(type(self)), self._parts(left_out - set(include or ())))
+        write_archive(path, "model", name_of(type(self)), self._parts(left_out - set(include or ())), self.run_id)
 
     def _parts(self, exclude: set[str]) -> dict[str, bytes]:
         writer = PlainWriter(self._current_progress_remaining)
@@ -174,13 +182,22 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
 
     def _restore(self, contents: ModelFile) -> None:
         """Put weights, optimizers and the model's own state back, and remember the rest for when training goes on."""
-        self.set_parameters(contents.parameters(self.device))
-        state = contents.tree("training.pth")
+        parameters, state = contents.parameters(self.device), contents.tree("training.pth")
         try:
+            self._check_parameters(parameters)
+            check_training_state(self, state, contents.n_envs)
+            super().set_parameters(parameters)
             restore_model(self, state)
-            self._saved_run = {name: state[name] for name in _RUN_PARTS}
-        except (KeyError, TypeError, IndexError) as error:
-            raise CorruptFileError(f"{contents.path}: the training state is incomplete ({error!r}).") from error
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+            raise ModelFileError(
+                f"{contents.path} cannot be loaded: what it holds does not fit the model ({type(error).__name__}: {error})."
+            ) from error
+        self._saved_run = {name: state[name] for name in _RUN_PARTS}
+
+    def _check_parameters(self, parameters: dict[str, Any]) -> None:
+        for name, state in parameters.items():
+            if name != "policy":
+                check_optimizer_state(name, getattr(self.policy, name.removeprefix("policy.")), state)
 
     def set_parameters(
         self,
@@ -192,7 +209,15 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             contents = ModelFile(load_path_or_dict, read_archive(load_path_or_dict, "model"), False, type(self))
             load_path_or_dict = contents.parameters(self.device)
-        super().set_parameters(load_path_or_dict, exact_match, device)
+            try:
+                self._check_parameters(load_path_or_dict)
+                super().set_parameters(load_path_or_dict, exact_match, device)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise ModelFileError(
+                    f"{contents.path} holds the parameters of other networks than this model's ({error})."
+                ) from error
+        else:
+            super().set_parameters(load_path_or_dict, exact_match, device)
 
     # ------------------------------------------------------------------ going on
 
@@ -218,6 +243,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
             self._num_timesteps_at_start = at_start
         else:
             self._saved_run = None
+        if reset_num_timesteps:
+            self.run_id = None
         return result
 
     def _continue_run(self) -> None:
@@ -256,6 +283,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         if path is None:
             raise type(error)(f"{error} There is no good checkpoint to go back to.") from error
         came_to = self.num_timesteps
+        # The schedules count to the end of this training, also where the checkpoint was written by an earlier one.
+        length = (self._total_timesteps, self._num_timesteps_at_start, self._schedule_timesteps)
         self._restore(ModelFile(path, read_archive(path, "model"), False, type(self)))
         run, self._saved_run = self._saved_run, None
         assert run is not None
@@ -266,6 +295,7 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
             self._last_episode_starts = np.ones((self.env.num_envs,), dtype=bool)
         restore_surroundings(self, run)
         self._mid_step = False
+        self._total_timesteps, self._num_timesteps_at_start, self._schedule_timesteps = length
         self._n_rollbacks, self._learning_rate_scale = number, scale
         # With the same random numbers it would come to the same end if the cause lies in the environment.
         self._rng = seed_everything([self.seed or 0, self.num_timesteps, number])

@@ -57,8 +57,9 @@ def evaluate_rollout(
 
     :param critic_hidden: (B, H), the critic's hidden state before the rollout
     :return: the critic's hidden state after the rollout (B, H), and the mean rewards
+    :raises NonFiniteError: if any of them is NaN or infinite, before the value statistics take it in
     """
-    with th.no_grad():
+    with th.no_grad(), np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
         pairs = buffer.discriminator_data()
         team_counts, agent_counts = pairs.team_weights, pairs.agent_weights
         policy.discriminators.update_scalers(
@@ -71,18 +72,12 @@ def evaluate_rollout(
     return critic_hidden, stats
 
 
-def check_rollout_finite(buffer: SkillRolloutBuffer) -> None:
+def _check_finite(sources: dict[str, np.ndarray]) -> None:
     """Refuse values and returns that are NaN or infinite, before anything is learnt from them.
 
+    :param sources: (T, B, K) each, by what they are
     :raises NonFiniteError: naming what, and the environment and step of the rollout where it is first met
     """
-    sources = {
-        "discriminators' rewards": buffer.agent_rewards,
-        "critic's values": buffer.values,
-        "low-level returns": buffer.returns,
-        "coordinator's values": buffer.skill_values,
-        "high-level returns": buffer.skill_returns,
-    }
     for name, array in sources.items():
         if not np.isfinite(array.sum()):
             bad = ~np.isfinite(array).all(axis=-1)
@@ -174,6 +169,13 @@ def _fill_low_level(
     )
     # The network predicts what is left after the constant, so that is its target.
     buffer.returns[:] = raw + buffer.values - offset
+    _check_finite(
+        {
+            "discriminators' rewards": buffer.agent_rewards,
+            "critic's values": buffer.values,
+            "low-level returns": buffer.returns,
+        }
+    )
     counts = buffer.counting_samples()
     norm.update(buffer.returns if counts is None else buffer.returns[counts])
     buffer.advantages[:] = normalize_advantages(raw, counts=counts) if settings.normalize_advantage else raw
@@ -231,6 +233,7 @@ def _fill_high_level(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings: 
         settings.gae_lambda,
     )
     buffer.skill_returns[:] = raw + values
+    _check_finite({"coordinator's values": values, "high-level returns": buffer.skill_returns})
     tokens = buffer.counting_tokens()
     counts = np.broadcast_to(assigned[..., None], raw.shape) if tokens is None else tokens & assigned[..., None]
     norm.update(buffer.skill_returns[counts])

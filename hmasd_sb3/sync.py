@@ -51,9 +51,14 @@ class SyncGate:
         return float(self.contributions.min() / most) if most else 1.0
 
     @property
-    def is_spent(self) -> bool:
-        """Whether an update has begun on the batch, so that nothing more may be learnt from it."""
+    def update_broke_off(self) -> bool:
+        """Whether an update has begun on the batch and not come to its end."""
         return self._updating
+
+    @property
+    def has_unlearnt_steps(self) -> bool:
+        """Whether steps were collected that no complete update has learnt from."""
+        return self._updating or self.samples_collected > 0
 
     def should_sync(self) -> bool:
         """Whether the batch is complete, so that the policy must be updated before another sample."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
 
@@ -36,6 +41,7 @@ _COUNTS = (
     "max_rollbacks",
 )
 _OPTIONAL_COUNTS = ("micro_batch_size",)
+_SWITCHES = ("normalize_advantage", "skill_timeout_bootstrap", "critic_chance_offset")
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "gamma": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
     "skill_gamma": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
@@ -47,7 +53,10 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "target_kl": (lambda x: x > 0.0, "above 0, or None for no limit"),
     "skill_target_kl": (lambda x: x > 0.0, "above 0, or None for no limit"),
 }
+_CLASSES: dict[str, type] = {"optimizer_class": th.optim.Optimizer, "features_extractor_class": BaseFeaturesExtractor}
 _OPTIONAL = ("target_kl", "skill_target_kl")
+_MAY_BE_INFINITE = ("max_grad_norm", "huber_delta", "target_kl", "skill_target_kl", "clip_range", "clip_range_vf")
+"""Limits, of which infinity is none."""
 _CHOICES: dict[str, tuple[str, ...]] = {"skill_at_rollout_end": ("continue", "reassign"), "on_nan": ("stop", "rollback")}
 SCHEDULED: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda x: x >= 0.0, "at least 0"),
@@ -70,9 +79,16 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
     :raises ValueError: naming the argument, the value met and what is allowed
     """
     for name in _COUNTS:
-        value = values[name]
-        if not _is_integer(value) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        check_count(name, values[name])
+    check_count("stats_window_size", values["_stats_window_size"])
+    check_count("n_envs", values["n_envs"])
+    if values["seed"] is not None and not (_is_integer(values["seed"]) and 0 <= values["seed"] < 2**32):
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, or None, got {values['seed']!r}.")
+    if not isinstance(values["tensorboard_log"], str | os.PathLike | None):
+        raise ValueError(f"tensorboard_log must be a folder's path or None, got {values['tensorboard_log']!r}.")
+    for name in _SWITCHES:
+        if not isinstance(values[name], bool):
+            raise ValueError(f"{name} must be True or False, got {values[name]!r}.")
     for name in _OPTIONAL_COUNTS:
         value = values[name]
         if value is not None and (not _is_integer(value) or value < 1):
@@ -89,6 +105,34 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
         if value is None and name == "clip_range_vf":
             continue
         _check_number(name, value(1.0) if callable(value) else value, holds, wanted)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Check a whole number.
+
+    :raises ValueError: naming the argument, the value met and what is allowed
+    """
+    if not _is_integer(value) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+def check_learn_arguments(total_timesteps: Any, callback: Any, log_interval: Any, schedule_timesteps: Any) -> None:
+    """Check what ``learn`` is given, before anything of the run is touched.
+
+    :raises ValueError: for a number out of its range
+    :raises TypeError: for a callback that is none
+    """
+    for name, value in (("total_timesteps", total_timesteps), ("schedule_timesteps", schedule_timesteps)):
+        if not (name == "schedule_timesteps" and value is None):
+            _check_number(name, value, lambda x: 0.0 <= x < float("inf"), "of environment steps, at least 0")
+    if log_interval is not None:
+        check_count("log_interval", log_interval)
+    for one in callback if isinstance(callback, list) else [callback]:
+        if isinstance(one, type):
+            raise TypeError(f"callback is the class {one.__name__}; pass an object of it, {one.__name__}(...).")
+        # SB3 takes a function too, though not within a list.
+        if not (one is None or isinstance(one, BaseCallback) or (callable(one) and one is callback)):
+            raise TypeError(f"callback must be a BaseCallback, a list of them, a function, or None; got {one!r}.")
 
 
 def check_scheduled(name: str, value: float) -> float:
@@ -120,8 +164,10 @@ def resolve_policy(policy: str | type, aliases: Mapping[str, type], base: type) 
 def check_policy_kwargs(policy_class: type, policy_kwargs: dict[str, Any] | None) -> None:
     """Refuse ``policy_kwargs`` that the policy class does not take.
 
-    :raises ValueError: naming the argument and the nearest valid one
+    :raises ValueError: naming the argument and the nearest valid one, or a class that is of another kind
     """
+    if not isinstance(policy_kwargs, dict | None):
+        raise ValueError(f"policy_kwargs must be a dict or None, got {policy_kwargs!r}.")
     names: set[str] = set()
     for cls in policy_class.__mro__:  # a class with **kwargs hands them on to the next one that has an __init__
         if "__init__" not in vars(cls):
@@ -134,10 +180,20 @@ def check_policy_kwargs(policy_class: type, policy_kwargs: dict[str, Any] | None
     for name in policy_kwargs or {}:
         if name not in known:
             raise ValueError(f"policy_kwargs has no {name!r}; {policy_class.__name__} takes {known}.{nearest(name, known)}")
+    for name, base in _CLASSES.items():
+        value = (policy_kwargs or {}).get(name)
+        if value is not None and not (isinstance(value, type) and issubclass(value, base)):
+            raise ValueError(f"policy_kwargs' {name} must be a subclass of {base.__module__}.{base.__name__}, got {value!r}.")
+    for name in known:
+        value = (policy_kwargs or {}).get(name)
+        if name.endswith("_kwargs") and value is not None and not isinstance(value, dict):
+            raise ValueError(f"policy_kwargs' {name} must be a dict or None, got {value!r}.")
 
 
 def _check_number(name: str, value: Any, holds: Callable[[float], bool], wanted: str) -> None:
     # A NaN satisfies no comparison, so it is refused by the range.
+    if _is_number(value) and abs(value) > sys.float_info.max and (name not in _MAY_BE_INFINITE or isinstance(value, int)):
+        raise ValueError(f"{name} must be finite, got {value!r}.")
     if not _is_number(value) or not holds(float(value)):
         raise ValueError(f"{name} must be a number {wanted}, got {value!r}.")
 
@@ -215,7 +271,9 @@ def check_transition(
         )
     for key, value in observation.items():
         # One sum is far cheaper than a test of every entry; it is finite unless an entry is not (or it overflows).
-        if value.dtype.kind == "f" and not np.isfinite(value.sum()):
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = value.sum() if value.dtype.kind == "f" else 0.0
+        if not np.isfinite(total):
             bad = ~np.isfinite(value.reshape(len(value), -1)).all(axis=1)
             if bad.any():
                 env = first_env + int(np.flatnonzero(bad)[0])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 
-from hmasd_sb3.saving.archive import ModelFileError, verify_model_file
+from hmasd_sb3.saving.archive import ModelFileError, verify_model_file, write_atomically
 from hmasd_sb3.saving.callback_states import find_callbacks
+from hmasd_sb3.validation import check_count
 
 _logger = logging.getLogger("hmasd_sb3")
 _PATTERN = re.compile(r"checkpoint_(\d+)\.zip")
@@ -21,15 +25,14 @@ class CheckpointFolder:
 
     :param path: the folder; need not exist yet
     :param keep_last: how many of the newest stay, at least 1
-    :raises ValueError: if ``keep_last`` is below 1
+    :raises ValueError: if ``keep_last`` is below 1, or there is a file where the folder should be
     """
 
     def __init__(self, path: str | Path, keep_last: int = 3) -> None:
-        if keep_last < 1:
-            raise ValueError(
-                f"keep_last must be at least 1, got {keep_last}: with no checkpoint there is nothing to resume from."
-            )
+        check_count("keep_last", keep_last)
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file; checkpoints need a folder. Choose another path.")
         self.keep_last = keep_last
 
     def path_for(self, num_timesteps: int) -> Path:
@@ -43,14 +46,21 @@ class CheckpointFolder:
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose checksums are right, or None; damaged ones are passed over with a warning."""
+        return next((path for path, _ in self._readable()), None)
+
+    def _readable(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The checkpoints whose checksums are right with their manifests, newest first."""
         for path in reversed(self.all()):
             try:
-                verify_model_file(path)
+                manifest = verify_model_file(path)
             except (ModelFileError, OSError) as error:
                 _logger.warning("The checkpoint %s cannot be used, so the one before it is: %s", path, error)
             else:
-                return path
-        return None
+                yield path, manifest
+
+    def run_id(self) -> str | None:
+        """What tells the run of the newest good checkpoint from others; None if there is none."""
+        return next((manifest.get("run") for _, manifest in self._readable()), None)
 
     def best(self) -> Path | None:
         """The model of the best evaluation, if there was one."""
@@ -70,12 +80,20 @@ class CheckpointFolder:
         kept = [path for path in self.all() if path not in newer][-self.keep_last :]
         for path in self.all():
             if path not in kept:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def remove_unfinished(self) -> None:
         """Remove what writers left behind that were killed. Nothing else may be writing here."""
         for path in self.path.glob(".*.partial"):
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or say why not: a checkpoint too many is no reason to stop."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _logger.warning("%s could not be removed: %s", path, error.strerror or error)
 
 
 class TrainingCheckpoint(BaseCallback):
@@ -94,13 +112,15 @@ class TrainingCheckpoint(BaseCallback):
 
     def __init__(self, folder: str | Path, save_freq: int, keep_last: int = 3, verbose: int = 0) -> None:
         super().__init__(verbose)
-        if save_freq < 1:
-            raise ValueError(f"save_freq must be at least 1 environment step, got {save_freq}.")
+        check_count("save_freq", save_freq)
         self.folder = CheckpointFolder(folder, keep_last)
         self.save_freq = save_freq
         self.last_saved: int | None = None
         """Environment steps of the newest checkpoint."""
         self._best_saved: float | None = None
+        self._best_waiting: bytes | None = None
+        """The best model as it was evaluated, until it can be written."""
+        self._begun = False
         self._failing = False
         self._evaluations: list[EvalCallback] = []
 
@@ -109,9 +129,14 @@ class TrainingCheckpoint(BaseCallback):
         return {"last_saved": self.last_saved, "best_saved": self._best_saved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a run that had saved so much."""
-        self.last_saved = state["last_saved"]
-        self._best_saved = state["best_saved"]
+        """Go on with a run that had saved so much.
+
+        :raises ValueError: if these are no numbers
+        """
+        last_saved, best_saved = state["last_saved"], state["best_saved"]
+        if not isinstance(last_saved, int | None) or not isinstance(best_saved, int | float | None):
+            raise ValueError(f"this is no state of a TrainingCheckpoint: {state!r}")
+        self.last_saved, self._best_saved = last_saved, best_saved
 
     def save_now(self) -> Path:
         """Write a checkpoint of this moment.
@@ -139,14 +164,30 @@ class TrainingCheckpoint(BaseCallback):
         model.after_update.append(self._after_update)
         model.checkpoint_source = self.folder.newest
         self._evaluations = find_callbacks(model._callback, EvalCallback)
-        self.folder.remove_unfinished()
+        self._begun = False
+        if model.run_id is None:  # also where this object has served another run before
+            self.last_saved = self._best_saved = self._best_waiting = None
 
     def _on_rollout_start(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        model: Any = self.model
+        self._check_folder()
+        self.folder.remove_unfinished()
+        if model.run_id is None:
+            model.run_id = uuid.uuid4().hex
+        if self._best_saved is None and self._best_reward() > float("-inf"):
+            self._best_saved = self._best_reward()  # of networks that have learnt on since
         if self.last_saved is None:  # the first of all: from here on there is something to go back to
-            self._check_folder()
             self.save_now()
 
     def _on_step(self) -> bool:
+        if self._after_update not in getattr(self.model, "after_update", ()):
+            raise ValueError(
+                "TrainingCheckpoint is inside another callback, which does not tell it that training has started. Pass it to "
+                "learn() itself: callback=[TrainingCheckpoint(...), ...]; save_freq says how often it saves."
+            )
         self._save_if_best()
         return True
 
@@ -154,49 +195,79 @@ class TrainingCheckpoint(BaseCallback):
         self._save_if_best()  # an evaluation after this callback's turn in the last step
 
     def _after_update(self) -> None:
+        self._write_best()
         if self.last_saved is not None and self.model.num_timesteps - self.last_saved < self.save_freq:
             return
         try:
             self.save_now()
         except OSError as error:
-            # A full disk may have room again later, and until then hours of training are worth more than its last minutes.
-            if not self._failing:
-                _logger.error("%s. Training goes on and tries again after every update.", error)
-            self._failing = True
+            self._failed(error)
         else:
-            if self._failing:
-                _logger.warning("Checkpoints can be written again.")
-            self._failing = False
+            self._worked()
+
+    def _failed(self, error: OSError) -> None:
+        # A full disk may have room again later, and until then hours of training are worth more than its last minutes.
+        if not self._failing:
+            _logger.error("%s. Training goes on and tries again after every update.", error)
+        self._failing = True
+
+    def _worked(self) -> None:
+        if self._failing:
+            _logger.warning("Checkpoints can be written again.")
+        self._failing = False
 
     def _on_training_end(self) -> None:
         self._save_if_best()
+        if self._best_waiting is not None:
+            write_atomically(self._best_path, self._write_waiting)
+            self._best_waiting = None
         if self.last_saved != self.model.num_timesteps:
             self.save_now()
 
     def _check_folder(self) -> None:
-        """Refuse a folder that holds the checkpoints of another run."""
-        steps = self.model.num_timesteps
-        others = self.folder.all() if steps == 0 else self.folder.newer_than(steps)
-        if others:
+        """Refuse a folder that holds the checkpoints of another run: they would be taken for old ones and removed."""
+        model: Any = self.model
+        found = self.folder.all()
+        if found and (model.run_id is None or self.folder.run_id() not in (None, model.run_id)):
             raise ValueError(
-                f"{self.folder.path} already holds checkpoints of another run, up to {others[-1].name}. Go on with that run, "
+                f"{self.folder.path} already holds checkpoints of another run, up to {found[-1].name}. Go on with that run, "
                 "by HMASD.load(CheckpointFolder(path).newest(), env=env) and learn(..., reset_num_timesteps=False), or choose "
                 "another folder."
             )
 
+    def _best_reward(self) -> float:
+        return max((float(one.best_mean_reward) for one in self._evaluations), default=float("-inf"))
+
     def _save_if_best(self) -> None:
         """Keep the networks as they were evaluated, before they learn on."""
-        best = max((float(one.best_mean_reward) for one in self._evaluations), default=float("-inf"))
+        best = self._best_reward()
         if best == float("-inf") or (self._best_saved is not None and best <= self._best_saved):
             return
         before, self._best_saved = self._best_saved, best
+        stream = io.BytesIO()
         try:
-            self.model.save(self.folder.path / "best.zip")
-        except OSError as error:  # tried again at the next step
-            self._best_saved = before
-            if not self._failing:
-                _logger.error("%s. Training goes on and tries again.", error)
-            self._failing = True
+            self.model.save(stream)
         except BaseException:
             self._best_saved = before
             raise
+        self._best_waiting = stream.getvalue()
+        self._write_best()
+
+    @property
+    def _best_path(self) -> Path:
+        return self.folder.path / "best.zip"
+
+    def _write_waiting(self, stream: Any) -> None:
+        stream.write(self._best_waiting)
+
+    def _write_best(self) -> None:
+        """Write the best model if it has not been yet; on failure it waits for the next update to be over."""
+        if self._best_waiting is None:
+            return
+        try:
+            write_atomically(self._best_path, self._write_waiting)
+        except OSError as error:
+            self._failed(error)
+        else:
+            self._best_waiting = None
+            self._worked()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
 import torch as th
@@ -95,10 +96,11 @@ class FlatOptimizer:
 def check_parameters_finite(policy: nn.Module) -> None:
     """Refuse to save ruined networks.
 
-    :raises NonFiniteError: naming the first parameter with NaN or infinity
+    :raises NonFiniteError: naming the first parameter, or running statistic, with NaN or infinity
     """
-    for name, parameter in policy.named_parameters():
-        if not bool(th.isfinite(parameter).all()):
+    # What is registered beside parameters, such as statistics, ruins the networks as well.
+    for name, tensor in chain(policy.named_parameters(), policy.named_buffers()):
+        if not bool(th.isfinite(tensor).all()):
             raise NonFiniteError(
                 f"Parameter {name!r} holds NaN or infinity, so the model was not saved and any existing file was kept. "
                 "Go back to the last good checkpoint and lower the learning rate."

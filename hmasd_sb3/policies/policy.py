@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import pickle
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,13 +26,16 @@ from hmasd_sb3.policies.features import is_picture
 from hmasd_sb3.policies.flat import FlatOptimizer
 from hmasd_sb3.policies.spec import TeamSpaceError, TeamSpec, discriminator_space, first_agent
 from hmasd_sb3.saving.archive import ModelFileError, UntrustedFileError, read_archive, write_archive
-from hmasd_sb3.saving.plain import PlainDataError, PlainWriter, read_plain
+from hmasd_sb3.saving.plain import PlainWriter, read_plain
 from hmasd_sb3.saving.trees import tree_from_bytes, tree_to_bytes
 from hmasd_sb3.type_aliases import SkillState, TeamDecision, TensorDict
+from hmasd_sb3.validation import check_policy_kwargs
 
 Self = TypeVar("Self", bound="HMASDPolicy")
 
 NETWORKS = ("coordinator", "actor", "critic", "discriminators")
+_MODEL_ARGUMENTS = ("skill_interval", "n_team_skills", "n_agent_skills")
+"""Arguments that the algorithm gives, beside ``policy_kwargs``."""
 
 
 class HMASDPolicy(BasePolicy):
@@ -82,6 +84,10 @@ class HMASDPolicy(BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.spec = TeamSpec.from_spaces(observation_space, action_space, features_extractor_class, features_extractor_kwargs)
+        if not (isinstance(coordinator_class, type) and issubclass(coordinator_class, SkillCoordinator)):
+            raise ValueError(f"coordinator_class must be a subclass of SkillCoordinator, got {coordinator_class!r}.")
+        if isinstance(hidden_size, bool) or not isinstance(hidden_size, int):
+            raise ValueError(f"hidden_size must be a whole number of at least 1, got {hidden_size!r}.")
         if hidden_size < 1:
             raise ValueError(f"hidden_size must be at least 1, got {hidden_size}.")
         if not 0.0 <= value_norm_beta < 1.0:
@@ -204,10 +210,12 @@ class HMASDPolicy(BasePolicy):
             return super().load(str(path), device)
         try:
             arguments = read_plain(json.loads(parts["constructor.json"]))
+            own = {name: arguments[name] for name in arguments if name not in ("observation_space", "action_space")}
+            check_policy_kwargs(cls, {name: value for name, value in own.items() if name not in _MODEL_ARGUMENTS})
             policy = cls(lr_schedule=cls._dummy_schedule, **arguments)
             policy.load_state_dict(tree_from_bytes(parts["policy.pth"]))
-        except (KeyError, TypeError, PlainDataError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ModelFileError(f"{path} cannot be loaded: {error}") from error
+        except Exception as error:  # no code of the file was run, but anything may be wrong with what it says
+            raise ModelFileError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
         return policy.to(get_device(device))
 
     # ------------------------------------------------------------------ acting

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -34,6 +35,7 @@ _SB3_DATA = "data"
 _SB3_MARKER = "skill_interval"
 """An attribute that every HMASD file in SB3's format holds and no other algorithm's."""
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+_MANIFEST_TYPES = {"format_version": int, "kind": str, "class": str, "versions": dict, "sha256": dict}
 
 PathOrFile = str | pathlib.Path | io.BufferedIOBase
 
@@ -64,22 +66,27 @@ class Archive(NamedTuple):
 # ------------------------------------------------------------------ writing
 
 
-def write_archive(path: PathOrFile, kind: str, class_name: str, parts: dict[str, bytes]) -> None:
+def write_archive(path: PathOrFile, kind: str, class_name: str, parts: dict[str, bytes], run: str | None = None) -> None:
     """Write a model file; an existing one is replaced only once the new one is safely on the disk.
 
     :param path: ".zip" is added to a path without suffix
     :param kind: what is in it, "model" or "policy"
     :param class_name: "module:Class" that saved it
     :param parts: content by name
+    :param run: tells the run from others whose files may lie beside it
     :raises OSError: if it cannot be written, for instance because the disk is full; an existing file is kept
+    :raises TypeError: if ``path`` is neither a path nor a binary stream
     """
     import hmasd_sb3
+
+    _check_path_or_stream(path, "write")
 
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "class": class_name,
+        "run": run,
         "versions": {
             "hmasd-sb3": hmasd_sb3.__version__,
             "python": platform.python_version(),
@@ -106,6 +113,8 @@ def write_archive(path: PathOrFile, kind: str, class_name: str, parts: dict[str,
 def with_suffix(path: str | pathlib.Path) -> pathlib.Path:
     """The path with ``.zip`` added if it has no suffix, as Stable-Baselines3 does."""
     path = pathlib.Path(path)
+    if not path.name:
+        raise ValueError(f"A model file needs a name, and {str(path)!r} has none. Give one, such as 'model'.")
     return path if path.suffix else path.with_suffix(".zip")
 
 
@@ -125,22 +134,31 @@ def write_atomically(path: pathlib.Path, write: Callable[[Any], None]) -> None:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-        _sync_folder(path.parent)
     except OSError as error:
-        kept = " The file that was there before is kept." if path.exists() else ""
+        kept = " The file that was there before is kept." if os.path.exists(path) else ""
         raise OSError(
             error.errno, f"{path} could not be written: {error.strerror or error}.{kept} Make room, or save to another place"
         ) from error
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-    """Make the renaming itself survive a power cut, where the system can."""
-    if os.name == "posix":
+    """Make the renaming itself survive a power cut, where the system can.
+
+    :raises OSError: if the disk fails; the new file is in its place all the same
+    """
+    if os.name != "posix":
+        return
+    try:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        # Some file systems cannot do this with folders, and one may write where one may not look.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM):
+            raise
 
 
 # ------------------------------------------------------------------ reading
@@ -152,6 +170,7 @@ def read_archive(path: PathOrFile, kind: str) -> Archive:
     :param path: ".zip" is added to a path without suffix that is not there
     :param kind: what it should hold, "model" or "policy"
     :raises FileNotFoundError: if there is no such file
+    :raises TypeError: if ``path`` is neither a path nor a binary stream
     :raises UntrustedFileError: if it was saved in Stable-Baselines3's pickled format by an earlier release
     :raises ForeignFileError: if it is another algorithm's, or no model file, or from a newer release
     :raises CorruptFileError: if it is truncated or damaged
@@ -161,10 +180,15 @@ def read_archive(path: PathOrFile, kind: str) -> Archive:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
+            if MANIFEST not in names and data[30 : 30 + len(MANIFEST)] == MANIFEST.encode():
+                raise zipfile.BadZipFile("its beginning is a model file's, its end is not")  # but that of some part
             if MANIFEST not in names:
                 raise _what_it_is(path, archive, kind)
+            _check_entries(path, archive.infolist())
             contents = {name: archive.read(name) for name in names}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError) as error:
+    except ModelFileError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError, ValueError) as error:
         if isinstance(path, str | pathlib.Path) and not data.startswith(b"PK"):
             raise ForeignFileError(f"{path} is not a model file: it is no zip archive.") from error
         raise CorruptFileError(
@@ -197,15 +221,29 @@ def find_file(path: PathOrFile) -> pathlib.Path | io.BufferedIOBase:
     """The file that a path given to ``load`` means.
 
     :raises FileNotFoundError: if there is none
+    :raises IsADirectoryError: if it is a folder
+    :raises TypeError: if it is neither a path nor a binary stream
     """
     if not isinstance(path, str | pathlib.Path):
+        _check_path_or_stream(path, "read")
         return path
     source = pathlib.Path(path)
-    if not source.exists() and source.suffix == "":
-        source = source.with_suffix(".zip")
+    if source.name and source.suffix == "" and not source.is_file():
+        zipped = source.with_suffix(".zip")  # also where a folder has the name without it
+        source = zipped if zipped.is_file() or not source.exists() else source
+    if source.is_dir():
+        raise IsADirectoryError(
+            errno.EISDIR,
+            f"{source} is a folder, not a model file. Pass a file in it, see CheckpointFolder.newest()",
+        )
     if not source.is_file():
         raise FileNotFoundError(f"There is no model file {source}. Pass the path given to save(), with or without '.zip'.")
     return source
+
+
+def _check_path_or_stream(path: Any, method: str) -> None:
+    if not isinstance(path, str | pathlib.Path) and (isinstance(path, io.TextIOBase) or not hasattr(path, method)):
+        raise TypeError(f"A model file is given by its path, or as a binary stream to {method} it, not by {path!r}.")
 
 
 def _read_all(stream: io.BufferedIOBase) -> bytes:
@@ -215,19 +253,34 @@ def _read_all(stream: io.BufferedIOBase) -> bytes:
     return data
 
 
+def _check_entries(path: PathOrFile, entries: list[zipfile.ZipInfo]) -> None:
+    """Refuse what is never written here: a name twice, of which readers may take either, and packed parts without end."""
+    names = [entry.filename for entry in entries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CorruptFileError(f"{path} is damaged: it holds {', '.join(twice)} more than once. Load an earlier checkpoint.")
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise CorruptFileError(
+            f"{path} is damaged: {', '.join(packed)} is compressed, which model files never are. Load an earlier checkpoint."
+        )
+
+
 def _checked_manifest(path: PathOrFile, content: bytes, kind: str) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
-        known, version, found = manifest["format"] == FORMAT, int(manifest["format_version"]), str(manifest["kind"])
-        str(manifest["class"]), dict(manifest["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+        known, version, found = manifest["format"] == FORMAT, manifest["format_version"], manifest["kind"]
+        for name, kind_of_value in _MANIFEST_TYPES.items():
+            if type(manifest[name]) is not kind_of_value:
+                raise ValueError(f"{name} is {manifest[name]!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(f"{path} has a damaged manifest ({error}). Load an earlier checkpoint.") from error
     if not known:
         raise ForeignFileError(f"{path} is not a model file of hmasd-sb3 but of {manifest['format']!r}.")
     if version > FORMAT_VERSION:
         raise ForeignFileError(
             f"{path} has format version {version}, this release reads versions up to {FORMAT_VERSION}. It was saved by "
-            f"hmasd-sb3 {manifest.get('versions', {}).get('hmasd-sb3', '(unknown)')}: upgrade to that or a later one."
+            f"hmasd-sb3 {manifest['versions'].get('hmasd-sb3', '(unknown)')}: upgrade to that or a later one."
         )
     if found != kind:
         remedy = "HMASD.load()" if found == "model" else "the policy class's load()"
@@ -240,7 +293,7 @@ def _what_it_is(path: PathOrFile, archive: zipfile.ZipFile, kind: str) -> ModelF
     names = archive.namelist()
     try:
         data = json.loads(archive.read(_SB3_DATA)) if _SB3_DATA in names else None
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
         if kind == "policy" and any(name.endswith("data.pkl") for name in names):

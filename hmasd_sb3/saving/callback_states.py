@@ -97,7 +97,13 @@ def _state_of(callback: sb3.BaseCallback) -> dict[str, Any]:
 def _restore(callback: sb3.BaseCallback, state: dict[str, Any]) -> None:
     for name in _remembered(callback):  # never whatever names a file may hold
         if name in state["known"]:
-            setattr(callback, name, state["known"][name])
+            value = state["known"][name]
+            kept_as_list = isinstance(getattr(callback, name), list)
+            if not isinstance(value, list if kept_as_list else int | float | np.number):
+                raise ValueError(
+                    f"the file gives {type(callback).__name__} a {name} of {value!r}, which fits no such callback."
+                )
+            setattr(callback, name, value)
     if "own" in state and hasattr(callback, "load_state_dict"):
         callback.load_state_dict(state["own"])
     evaluated_on = getattr(callback, "eval_env", None)

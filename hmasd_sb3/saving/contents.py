@@ -12,10 +12,12 @@ import cloudpickle
 import torch as th
 from stable_baselines3.common.utils import check_for_correct_spaces
 
-from hmasd_sb3.policies.policy import HMASDPolicy
+from hmasd_sb3.envs.plain_state import checked_type
+from hmasd_sb3.policies.policy import NETWORKS, HMASDPolicy
 from hmasd_sb3.saving.archive import Archive, CorruptFileError, ModelFileError
-from hmasd_sb3.saving.plain import PlainDataError, contains_not_in_file, read_plain
+from hmasd_sb3.saving.plain import contains_not_in_file, read_plain
 from hmasd_sb3.saving.trees import tree_from_bytes
+from hmasd_sb3.validation import check_policy_kwargs
 
 _logger = logging.getLogger("hmasd_sb3")
 _NOT_HYPERPARAMETERS = ("self", "policy", "env", "device", "_init_setup_model")
@@ -38,17 +40,20 @@ class ModelFile:
             self.observation_space, self.action_space = (
                 read_plain(plain[f"{kind}_space"]) for kind in ("observation", "action")
             )
-            self.n_envs = int(plain["n_envs"])
-        except (PlainDataError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ModelFileError(f"{path} cannot be loaded: {error}") from error
+            self.n_envs = checked_type(plain["n_envs"], int, "n_envs")
+            checked_type(self.hyperparameters, dict, "'hyperparameters'")
+            checked_type(self.hyperparameters.get("policy_kwargs", {}), (dict, type(None)), "policy_kwargs")
+        except (LookupError, TypeError, ValueError, RecursionError) as error:  # PlainDataError is a ValueError
+            raise ModelFileError(f"{path} cannot be loaded: {_first_line(error)}") from error
         if not issubclass(self.policy_class, HMASDPolicy):
             raise ModelFileError(
                 f"{path} cannot be loaded: its policy {plain['policy_class']!r} is no {HMASDPolicy.__name__}."
             )
         unknown = sorted(set(self.hyperparameters) - set(hyperparameter_names(cls)))
         if unknown:
+            release = archive.manifest["versions"].get("hmasd-sb3")
             raise ModelFileError(
-                f"{path} was saved by {archive.manifest['class']!r} of hmasd-sb3 {archive.manifest['versions']['hmasd-sb3']} "
+                f"{path} was saved by {archive.manifest['class']!r} of hmasd-sb3 {release} "
                 f"with {unknown}, which {cls.__name__} here does not have. Load it with the class that saved it, or upgrade."
             )
 
@@ -56,21 +61,42 @@ class ModelFile:
         """A model with the file's hyperparameters, apart from those given, and networks still at random.
 
         :raises ValueError: if the environment or the policy's arguments do not fit
+        :raises ModelFileError: if no model can be made of what the file says
         """
         self._check_policy_kwargs(given)
+        self._check_sizes(given)
         if env is not None:
-            env = self.cls._wrap_env(env, int(self.hyperparameters["verbose"]))
+            env = self.cls._wrap_env(env)
             check_for_correct_spaces(env, self.observation_space, self.action_space)
         model = self.cls(self.policy_class, env, device=device, _init_setup_model=False)
         for name, value in {**self.hyperparameters, **given}.items():
             setattr(model, ATTRIBUTES.get(name, name), value)
         model.observation_space, model.action_space = self.observation_space, self.action_space
         model.n_envs = self.n_envs if env is None else env.num_envs
-        model._setup_model()
+        try:
+            model._setup_model()
+        except ValueError as error:  # it names the hyperparameter and what is wrong with it
+            if given:
+                raise
+            raise ModelFileError(f"{self.path} cannot be loaded: {error}") from error
+        except (LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError, MemoryError) as error:
+            raise ModelFileError(
+                f"{self.path} cannot be loaded: no model can be made with its hyperparameters ({_first_line(error)})."
+            ) from error
         return model
 
+    def _check_sizes(self, given: dict[str, Any]) -> None:
+        """Refuse other numbers of skills than the networks were made for."""
+        for name in ("n_team_skills", "n_agent_skills"):
+            stored = self.hyperparameters.get(name)
+            if name in given and given[name] != stored:
+                raise ValueError(
+                    f"{name}={given[name]!r} was given, but the networks in {self.path} were made for {stored!r}. Leave it "
+                    "out: the file holds it."
+                )
+
     def _check_policy_kwargs(self, given: dict[str, Any]) -> None:
-        stored = self.hyperparameters["policy_kwargs"]
+        stored = self.hyperparameters.get("policy_kwargs")
         if contains_not_in_file(stored):
             if "policy_kwargs" not in given:
                 raise ModelFileError(
@@ -82,23 +108,29 @@ class ModelFile:
                 f"The policy_kwargs given, {given['policy_kwargs']}, are not those that the model was made with, {stored}. "
                 "Leave them out: the file holds them."
             )
+        try:
+            check_policy_kwargs(self.policy_class, stored)
+        except ValueError as error:
+            raise ModelFileError(f"{self.path} cannot be loaded: {error}") from error
 
     def tree(self, part: str, device: th.device | str = "cpu") -> Any:
         """Nested data from one of the parts."""
+        if part not in self.archive.parts:
+            raise CorruptFileError(f"{self.path} has no {part}.")
         try:
             return tree_from_bytes(self.archive.parts[part], device)
-        except KeyError as error:
-            raise CorruptFileError(f"{self.path} has no {part}.") from error
-        except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError) as error:
+        except Exception as error:  # torch.load raises errors of many kinds about bytes that are something else
             raise ModelFileError(
-                f"{self.path} was refused: {part} holds something else than plain numbers ({str(error).splitlines()[0]})."
+                f"{self.path} was refused: {part} holds something else than plain numbers ({_first_line(error)})."
             ) from error
 
     def parameters(self, device: th.device | str) -> dict[str, Any]:
         """State dicts of the policy and of every optimizer, by the names that ``set_parameters`` takes."""
         weights, optimizers = self.tree("policy.pth", device), self.tree("optimizers.pth", device)
-        if not (isinstance(weights, dict) and isinstance(optimizers, dict)):
-            raise ModelFileError(f"{self.path} was refused: it holds no weights.")
+        wanted = {f"policy.{network}_optimizer" for network in NETWORKS}
+        # By its name the base class would look for anything within the model.
+        if not (isinstance(weights, dict) and isinstance(optimizers, dict) and set(optimizers) == wanted):
+            raise ModelFileError(f"{self.path} was refused: it does not hold the weights and optimizers of HMASD's networks.")
         return {"policy": weights, **optimizers}
 
 
@@ -117,6 +149,12 @@ def hyperparameter_names(cls: type) -> list[str]:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return names
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, without the pages that torch adds."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def name_of(cls: type) -> str:

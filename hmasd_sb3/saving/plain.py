@@ -1,15 +1,14 @@
 """Hyperparameters and spaces as plain data (JSON) and back, without ever running code that a file brings along.
 
 Numbers, texts, containers, arrays and spaces are written out. A class is written as its name; only optimizers and network
-classes are taken back, and only from this package, torch, Stable-Baselines3, or a module that is already imported. Schedule
-objects of this package and of Stable-Baselines3 are written as their numbers. Whatever else there may be, such as a function
+classes are taken back, and only from modules that are already imported, since importing one runs it. Schedule objects of this
+package and of Stable-Baselines3 are written as their numbers. Whatever else there may be, such as a function
 as a schedule, cannot be plain data: it comes back as :class:`NotInFile`, which says what to do about it.
 """
 
 from __future__ import annotations
 
 import base64
-import importlib
 import inspect
 import math
 import sys
@@ -32,7 +31,8 @@ _SPACES: dict[str, type[spaces.Space[Any]]] = {
     for cls in (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict, spaces.Tuple)
 }
 _LOADABLE_BASES = (nn.Module, th.optim.Optimizer)
-_TRUSTED_PACKAGES = ("hmasd_sb3", "torch", "stable_baselines3")
+_LARGEST_ARRAY = 2**26
+"""Entries that an array written in a few bytes may have; larger ones would only fill the memory."""
 
 
 class PlainDataError(ValueError):
@@ -187,10 +187,11 @@ def read_plain(data: Any, left_out: dict[str, Any] | None = None) -> Any:
         if kind == "$left_out":
             if left_out is not None and content["place"] in left_out:
                 return left_out[content["place"]]
-            return NotInFile(str(content["description"]), read_plain(content["value"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, PlainDataError):
-            raise
+            then = read_plain(content["value"])
+            return NotInFile(str(content["description"]), None if then is None else _number(then, "value"))
+    except PlainDataError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, AssertionError, ArithmeticError, MemoryError) as error:
         raise PlainDataError(f"{kind} was written wrongly ({type(error).__name__}: {error}).") from error
     raise PlainDataError(f"{kind!r} is unknown; a newer release may have written it.")
 
@@ -198,21 +199,21 @@ def read_plain(data: Any, left_out: dict[str, Any] | None = None) -> Any:
 def find_class(place: str) -> type:
     """The network or optimizer class of that name.
 
-    Modules outside torch, Stable-Baselines3 and this package are never imported because a file names them.
+    No module is ever imported because a file names it.
 
     :param place: "module:Class"
     :raises PlainDataError: if it is not loaded, or no such class
     """
     module_name, _, qualname = place.partition(":")
-    if module_name not in sys.modules and module_name.partition(".")[0] not in _TRUSTED_PACKAGES:
+    found: Any = sys.modules.get(module_name)
+    if found is None:
         raise PlainDataError(
             f"it uses the class {place!r}, and a file may not import modules. Import {module_name!r} yourself before loading."
         )
     try:
-        found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
         for name in qualname.split("."):
             found = inspect.getattr_static(found, name)
-    except (ImportError, AttributeError) as error:
+    except AttributeError as error:
         raise PlainDataError(
             f"it uses the class {place!r}, which is not there: {error}. Define it under that name before loading."
         ) from error
@@ -225,6 +226,8 @@ def _array_from_json(content: dict[str, Any]) -> np.ndarray:
     dtype, shape = np.dtype(content["dtype"]), tuple(int(size) for size in content["shape"])
     if dtype.kind not in "biuf":
         raise PlainDataError(f"an array of {dtype} is no array of numbers.")
+    if min(shape, default=1) < 0 or math.prod(shape) > _LARGEST_ARRAY:
+        raise PlainDataError(f"an array of the shape {shape} is none that is ever written.")
     if "fill" in content:
         return np.full(shape, float(content["fill"]) if dtype.kind == "f" else content["fill"], dtype=dtype)
     return np.frombuffer(base64.b64decode(content["base64"], validate=True), dtype=dtype).reshape(shape).copy()
@@ -256,6 +259,9 @@ def _schedule_from_json(content: dict[str, Any], left_out: dict[str, Any] | None
         raise PlainDataError(f"the schedule {name!r} is unknown; a newer release may have written it.")
     cls = _SCHEDULES[name]
     fields = {key: read_plain(part, left_out) for key, part in content.items() if key != "type"}
+    for key, part in fields.items():
+        if not callable(part) or isinstance(part, type):  # schedules hold numbers and other schedules
+            _number(part, key)
     arguments = inspect.signature(cls).parameters
     schedule = cls(**{key: value for key, value in fields.items() if key in arguments})
     for key, value in fields.items():  # what has changed since it was made
@@ -264,3 +270,9 @@ def _schedule_from_json(content: dict[str, Any], left_out: dict[str, Any] | None
                 raise PlainDataError(f"the schedule {name!r} has no {key!r}.")
             setattr(schedule, key, value)
     return schedule
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PlainDataError(f"{name} is {value!r}, which is no number.")
+    return value

@@ -16,6 +16,7 @@ import torch as th
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.saving.callback_states import callback_states, logger_state, restore_callbacks, restore_logger
+from hmasd_sb3.saving.checks import COUNTERS, ROLLOUT_ARRAYS
 from hmasd_sb3.saving.generators import global_generators_state, restore_global_generators
 from hmasd_sb3.saving.trees import tree_to_bytes
 from hmasd_sb3.type_aliases import SkillState, TerminalRow
@@ -29,30 +30,6 @@ _logger = logging.getLogger("hmasd_sb3")
 
 SECTIONS = ("rollout_buffer", "env", "callback", "logger")
 """Parts of the state that ``save(exclude=...)`` can leave out."""
-_COUNTERS = (
-    "num_timesteps",
-    "_num_timesteps_at_start",
-    "_n_updates",
-    "_n_iterations",
-    "_current_progress_remaining",
-    "_learning_rate_scale",
-    "_n_rollbacks",
-)
-_ROLLOUT_ARRAYS = (
-    "actions",
-    "log_probs",
-    "hidden",
-    "rewards",
-    "episode_starts",
-    "terminated",
-    "truncated",
-    "lost",
-    "team_skill",
-    "agent_skills",
-    "assigned",
-    "skill_log_probs",
-    "segment_ends",
-)
 
 
 def capture(model: PersistentAlgorithm, exclude: set[str]) -> dict[str, Any]:
@@ -62,8 +39,10 @@ def capture(model: PersistentAlgorithm, exclude: set[str]) -> dict[str, Any]:
     :param exclude: of :data:`SECTIONS`
     """
     state: dict[str, Any] = {
-        "counters": {name: getattr(model, name) for name in _COUNTERS},
-        "policy_version": model.policy_version,
+        "counters": {name: getattr(model, name) for name in COUNTERS},
+        "run": model.run_id,
+        # What an update that broke off has left behind is another policy than the one before it.
+        "policy_version": model.policy_version + int(model._gate.update_broke_off),
         "minibatch_generator": model._rng.bit_generator.state,
         "skill_state": None if model.skill_state is None else tuple(model.skill_state),
         "critic_hidden": model._critic_hidden,
@@ -77,6 +56,9 @@ def capture(model: PersistentAlgorithm, exclude: set[str]) -> dict[str, Any]:
         state["rollout"] = None
     if "env" in exclude:
         state["env"], state["rollout"] = None, None
+    if model._saved_run is None and state["rollout"] is None and model._gate.has_unlearnt_steps:
+        # The critic has not followed the steps that are left out, so it starts afresh.
+        state["critic_hidden"] = th.zeros_like(model._critic_hidden)
     if "callback" in exclude:
         state["callbacks"] = []
     if "logger" in exclude:
@@ -158,8 +140,9 @@ def restore_model(model: PersistentAlgorithm, state: dict[str, Any]) -> None:
 
     :param state: of :func:`capture`
     """
-    for name in _COUNTERS:
+    for name in COUNTERS:
         setattr(model, name, state["counters"][name])
+    model.run_id = state["run"]
     policy_version = int(state["policy_version"])
     model._gate.restart(policy_version)
     model._rng.bit_generator.state = state["minibatch_generator"]
@@ -237,13 +220,13 @@ def restore_surroundings(model: PersistentAlgorithm, run: dict[str, Any]) -> Non
 def _rollout_state(model: PersistentAlgorithm) -> dict[str, Any] | None:
     """The steps of a rollout under way, or None between two rollouts."""
     buffer, gate = model.rollout_buffer, model._gate
-    if not gate.samples_collected or gate.is_spent:
+    if not gate.samples_collected or gate.update_broke_off:  # some networks have learnt from it already
         return None
     steps = buffer.pos
     return {
         "steps": steps,
         "collection_time": time.perf_counter() - gate._phase_start if gate.collecting else gate.collection_time,
-        "arrays": {name: getattr(buffer, name)[:steps] for name in _ROLLOUT_ARRAYS},
+        "arrays": {name: getattr(buffer, name)[:steps] for name in ROLLOUT_ARRAYS},
         "observations": {key: array[:steps] for key, array in buffer.observations.items()},
         "terminal_rows": [tuple(row) for row in buffer.terminal_rows],
     }
@@ -259,7 +242,7 @@ def _restore_rollout(model: PersistentAlgorithm, state: dict[str, Any]) -> None:
         model._critic_hidden = th.zeros_like(model._critic_hidden)
         return
     buffer.reset()
-    for name in _ROLLOUT_ARRAYS:
+    for name in ROLLOUT_ARRAYS:
         getattr(buffer, name)[:steps] = state["arrays"][name]
     for key, array in buffer.observations.items():
         array[:steps] = state["observations"][key]

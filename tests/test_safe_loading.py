@@ -1,0 +1,495 @@
+"""Files made to do harm: what they name is not run, not imported, and reaches no attribute that a good file does not."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch as th
+from hostile import (
+    legacy_tensors,
+    parts_of,
+    payloads,
+    pickled,
+    pickled_tensors,
+    tree,
+    with_hyperparameters,
+    with_tree,
+    write,
+)
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from teams import make_model, parameters_of, random_team_vec_env, same
+
+from hmasd_sb3 import HMASD
+from hmasd_sb3.policies.policy import HMASDPolicy
+from hmasd_sb3.saving import ModelFileError, UntrustedFileError
+
+ATTACKS = ("os.system", "builtins.exec", "builtins.eval", "pathlib")
+TENSORS = ("policy.pth", "optimizers.pth", "training.pth")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = make_model()
+    model.learn(96)
+    path = tmp_path_factory.mktemp("good") / "good.zip"
+    model.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def good_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("good") / "policy.zip"
+    make_model().policy.save(path)
+    return path
+
+
+# ------------------------------------------------------------------ pickles
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_attacks_work_where_pickles_are_loaded(tmp_path: Path, attack: str) -> None:
+    marker = tmp_path / "marker"
+    th.load(__import__("io").BytesIO(pickled_tensors(payloads(marker)[attack])), weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("make", [pickled_tensors, legacy_tensors, pickled])
+@pytest.mark.parametrize("part", TENSORS)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_tensors_that_run_code_are_refused(
+    tmp_path: Path, good: Path, attack: str, part: str, make: Callable[[Any], bytes]
+) -> None:
+    marker = tmp_path / "marker"
+    path = write(tmp_path / "evil.zip", {**parts_of(good), part: make({"state": payloads(marker)[attack]})})
+    for trust in (False, True):  # trust is about left_out.pkl and the old format, and opens nothing else
+        with pytest.raises(ModelFileError, match=rf"evil.zip was refused: {part} holds something else than plain numbers"):
+            HMASD.load(path, trust=trust)
+    model = make_model()
+    before = parameters_of(model)
+    if part != "training.pth":
+        with pytest.raises(ModelFileError, match="was refused"):
+            model.set_parameters(path)
+    assert same(parameters_of(model), before)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_was_left_out_is_opened_only_when_trusted(tmp_path: Path, good: Path, attack: str) -> None:
+    marker = tmp_path / "marker"
+    path = write(tmp_path / "evil.zip", {**parts_of(good), "left_out.pkl": pickled(payloads(marker)[attack])})
+    HMASD.load(path, env=random_team_vec_env()).learn(48, reset_num_timesteps=False)
+    make_model().set_parameters(path)
+    assert not marker.exists()
+    HMASD.load(path, trust=True)
+    assert marker.exists()
+
+
+def test_a_policy_alone_runs_no_code_either(tmp_path: Path, good_policy: Path) -> None:
+    for number, (name, attack) in enumerate(payloads(tmp_path / "marker").items()):
+        path = write(tmp_path / f"{number}.zip", {**parts_of(good_policy), "policy.pth": pickled_tensors({name: attack})})
+        with pytest.raises(ModelFileError, match="cannot be loaded"):
+            HMASDPolicy.load(path, "cpu")
+        th.save({"state_dict": {}, "data": attack}, tmp_path / f"sb3-{number}.zip")
+        with pytest.raises(UntrustedFileError, match=r"runs code.*trust=True"):
+            HMASDPolicy.load(tmp_path / f"sb3-{number}.zip", "cpu")
+    assert not (tmp_path / "marker").exists()
+
+
+# ------------------------------------------------------------------ classes
+
+NO_NETWORK = "neither a network nor an optimizer"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": {"$class": "os:system"}}, NO_NETWORK),
+        (
+            {"policy_kwargs": {"optimizer_class": {"$class": "subprocess:Popen"}, "optimizer_kwargs": {"args": "x"}}},
+            NO_NETWORK,
+        ),
+        ({"policy_kwargs": {"optimizer_class": {"$class": "builtins:eval"}}}, NO_NETWORK),
+        ({"policy_kwargs": {"optimizer_class": {"$class": "torch:os.system"}}}, NO_NETWORK),
+        ({"policy_kwargs": {"optimizer_class": {"$class": "torch.nn:Linear"}}}, "optimizer_class must be a subclass"),
+        ({"policy_kwargs": {"features_extractor_class": {"$class": "torch.nn:Linear"}}}, "features_extractor_class must be"),
+        ({"policy_kwargs": {"coordinator_class": {"$class": "torch.fx:GraphModule"}}}, "coordinator_class must be"),
+        ({"policy_kwargs": {"optimizer_class": {"$class": "torch.optim:Adam.step"}}}, NO_NETWORK),
+        ({"policy_kwargs": {"optimizer_class": {"$class": ["torch.optim:Adam"]}}}, "written wrongly"),
+        ({"policy_kwargs": {"optimizer_class": {"$class": "antigravity:x"}}}, "may not import modules"),
+        ({"policy_kwargs": {"optimizer_class": {"$class": "torch.utils.bottleneck.__main__:main"}}}, "may not import modules"),
+        ({"policy_kwargs": {"optimizer_class": {"$class": "hmasd_sb3.demo:nothing"}}}, "may not import modules|not there"),
+        ({"policy_kwargs": {"optimizer_class": {"$class": ".relative:x"}}}, "may not import modules"),
+        ({"policy_kwargs": {"optimizer_class": {"$class": ""}}}, "may not import modules"),
+        ({"policy_kwargs": {"run": 1}}, "policy_kwargs has no 'run'"),
+        ({"policy_kwargs": [1]}, "policy_kwargs must be dict"),
+        ({"plain": {"policy_class": "torch.nn:Linear"}}, "is no HMASDPolicy"),
+        ({"plain": {"policy_class": "stable_baselines3.common.policies:ActorCriticPolicy"}}, "is no HMASDPolicy"),
+        ({"plain": {"policy_class": "os:system"}}, NO_NETWORK),
+        ({"plain": {"policy_class": None}}, "written wrongly"),
+    ],
+)
+def test_classes_that_do_not_belong_there(tmp_path: Path, good: Path, changes: dict[str, Any], message: str) -> None:
+    before = set(sys.modules)
+    path = with_hyperparameters(tmp_path / "evil.zip", good, **changes)
+    with pytest.raises(ModelFileError, match=f"evil.zip.*{message}"):
+        HMASD.load(path, device="cpu")
+    assert {"antigravity", "torch.utils.bottleneck.__main__"}.isdisjoint(set(sys.modules) - before)
+
+
+def test_no_module_is_imported(tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hmasd_sb3_evil.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\nclass Evil: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = with_hyperparameters(
+        tmp_path / "evil.zip", good, policy_kwargs={"optimizer_class": {"$class": "hmasd_sb3_evil:Evil"}}
+    )
+    with pytest.raises(ModelFileError, match="Import 'hmasd_sb3_evil' yourself before loading"):
+        HMASD.load(path)
+    assert not (tmp_path / "marker").exists()
+    import hmasd_sb3_evil  # noqa: F401  (what would have happened)
+
+    assert (tmp_path / "marker").exists()
+
+
+# ------------------------------------------------------------------ values
+
+BOX = {"type": "Box", "dtype": "float32", "low": 0.0, "high": 1.0}
+
+
+def array(shape: list[Any], dtype: str = "<f4", **content: Any) -> dict[str, Any]:
+    return {"$array": {"dtype": dtype, "shape": shape, **(content or {"fill": 0.0})}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gamma": "0.9"}, "gamma must be a number"),
+        ({"gamma": {"$float": "nan"}}, "gamma must be"),
+        ({"gamma": 10**400}, "gamma must be finite"),
+        ({"n_steps": 2.5}, "n_steps must be a whole number"),
+        ({"n_steps": 10**18}, "array is too big"),
+        ({"n_steps": None}, "n_steps must be a whole number"),
+        ({"seed": "x"}, "seed must be"),
+        ({"stats_window_size": "x"}, "stats_window_size must be"),
+        ({"tensorboard_log": 3}, "tensorboard_log must be"),
+        ({"on_nan": "run"}, "on_nan must be one of"),
+        ({"learning_rate": {"$schedule": {"type": "Popen", "args": "x"}}}, "schedule 'Popen' is unknown"),
+        ({"learning_rate": {"$schedule": {"type": "LinearSchedule", "start": "a", "end": 1, "end_fraction": 1}}}, "no number"),
+        ({"learning_rate": {"$schedule": {"type": "ConstantSchedule", "val": 1, "__class__": 3}}}, "__class__"),
+        ({"learning_rate": {"$schedule": {"type": "FloatSchedule", "value_schedule": "x"}}}, "no number"),
+        ({"discriminator_noise": {"$schedule": {"type": "ConfusionGatedNoise", "level": "x"}}}, "no number"),
+        ({"discriminator_noise": {"$schedule": {"type": "ConfusionGatedNoise", "observe": 1.0}}}, "has no 'observe'"),
+        ({"learning_rate": {"$schedule": ["LinearSchedule"]}}, "written wrongly"),
+        ({"learning_rate": {"$pickle": "gASV"}}, "unknown"),
+        ({"learning_rate": {"$float": "1", "$class": "os:system"}}, "cannot stand together"),
+        ({"learning_rate": {"$left_out": {"place": "x", "description": "d", "value": "x"}}}, "no number"),
+        ({"save": 1}, r"with \['save'\], which HMASD here does not have"),
+        ({"__class__": 1}, "does not have"),
+        ({"policy_class": 1}, "does not have"),
+        ({"plain": {"hyperparameters": [1]}}, "hyperparameters"),
+        ({"plain": {"n_envs": -1}}, "n_envs must be a whole number of at least 1"),
+        ({"plain": {"n_envs": "4"}}, "n_envs must be int"),
+        ({"plain": {"observation_space": {"$space": {"type": "Text", "max_length": 3}}}}, "cannot be loaded"),
+        ({"plain": {"observation_space": {"$space": {"type": "Dict", "spaces": [["obs", 3]]}}}}, "written wrongly"),
+        ({"plain": {"observation_space": {"$space": BOX}}}, "cannot be loaded"),
+        ({"plain": {"observation_space": 3}}, "cannot be loaded"),
+        ({"plain": {"observation_space": {"$space": {**BOX, "low": array([10**9, 10**6])}}}}, "none that is ever written"),
+        ({"plain": {"observation_space": {"$space": {**BOX, "low": array([-3])}}}}, "none that is ever written"),
+        ({"plain": {"observation_space": {"$space": {**BOX, "low": array([3], "O")}}}}, "no array of numbers"),
+        ({"plain": {"observation_space": {"$space": {**BOX, "low": array([2], base64="AAAA")}}}}, "written wrongly"),
+        ({"plain": {"observation_space": {"$space": {**BOX, "low": array([2], base64="~")}}}}, "written wrongly"),
+        (
+            {"plain": {"action_space": {"$space": {"type": "Discrete", "n": 10**30, "start": 0, "dtype": "int64"}}}},
+            "Discrete|wrong",
+        ),
+        (
+            {"plain": {"action_space": {"$space": {"type": "MultiDiscrete", "dtype": "int64", "nvec": [-1], "start": [0]}}}},
+            "wrong",
+        ),
+    ],
+)
+def test_values_that_do_not_belong_there(tmp_path: Path, good: Path, changes: dict[str, Any], message: str) -> None:
+    path = with_hyperparameters(tmp_path / "evil.zip", good, **changes)
+    with pytest.raises(ModelFileError, match=f"(?s)evil.zip.*({message})"):
+        HMASD.load(path, device="cpu")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b"[" * 100_000, b"\xff", b'{"n_envs": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize("part", ["hyperparameters.json", "manifest.json"])
+def test_json_that_is_none(tmp_path: Path, good: Path, part: str, content: bytes) -> None:
+    path = tmp_path / "evil.zip"
+    if part == "manifest.json":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, own in {**parts_of(good), part: content}.items():
+                archive.writestr(name, own)
+    else:
+        write(path, {**parts_of(good), part: content})
+    with pytest.raises(ModelFileError, match=r"evil.zip"):
+        HMASD.load(path)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ({"format_version": 2}, "format version 2, this release reads versions up to 1.*upgrade"),
+        ({"format_version": 2, "versions": {}}, "upgrade"),
+        ({"format_version": "1"}, "damaged manifest"),
+        ({"format_version": float("inf")}, "damaged manifest"),
+        ({"versions": "1"}, "damaged manifest"),
+        ({"kind": "policy"}, "holds a policy, not a model"),
+        ({"kind": ["model"]}, "damaged manifest"),
+        ({"format": "other"}, "not a model file of hmasd-sb3 but of 'other'"),
+        ({"sha256": [["policy.pth", "0"]]}, "damaged manifest"),
+        ({"sha256": {}}, "does not belong there"),
+        ({"sha256": {"../../etc/passwd": "0"}}, "does not fit its checksum"),
+    ],
+)
+def test_manifests(tmp_path: Path, good: Path, manifest: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelFileError, match=f"evil.zip.*{message}"):
+        HMASD.load(write(tmp_path / "evil.zip", parts_of(good), manifest))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_that_stand_twice_and_parts_that_are_packed(tmp_path: Path, good: Path) -> None:
+    path = write(tmp_path / "twice.zip", parts_of(good))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("policy.pth", parts_of(good)["policy.pth"])
+    with pytest.raises(ModelFileError, match=r"holds policy.pth more than once"):
+        HMASD.load(path)
+    path = write(tmp_path / "packed.zip", parts_of(good))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(10**6))
+    with pytest.raises(ModelFileError, match=r"zeros is compressed"):
+        HMASD.load(path)
+
+
+# ------------------------------------------------------------------ tensors
+
+
+def test_optimizers_by_other_names_reach_nothing(tmp_path: Path, good: Path) -> None:
+    optimizers = tree(parts_of(good), "optimizers.pth")
+    weights = tree(parts_of(good), "policy.pth")
+    for name in ("discriminator_noise", "policy.actor", "policy", "env", "__class__", 3):
+        path = with_tree(tmp_path / "evil.zip", good, "optimizers.pth", {**optimizers, name: weights})
+        with pytest.raises(ModelFileError, match="does not hold the weights and optimizers"):
+            HMASD.load(path, device="cpu")
+        with pytest.raises(ModelFileError, match="does not hold the weights and optimizers"):
+            make_model().set_parameters(path, exact_match=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["param_groups"][0].update(lr="x"),
+        lambda state: state["param_groups"][0].update(betas=(0.9,)),
+        lambda state: state["param_groups"][0].update(foreach=[1]),
+        lambda state: state["param_groups"][0].update(params=[1]),
+        lambda state: state["param_groups"].append({}),
+        lambda state: state["state"][0].update(exp_avg=th.zeros(3)),
+        lambda state: state["state"].update({7: {}}),
+        lambda state: state.update(more=1),
+        lambda state: state.clear(),
+    ],
+)
+def test_states_of_other_optimizers(tmp_path: Path, good: Path, change: Callable[[Any], Any]) -> None:
+    optimizers = tree(parts_of(good), "optimizers.pth")
+    change(optimizers["policy.actor_optimizer"])
+    path = with_tree(tmp_path / "evil.zip", good, "optimizers.pth", optimizers)
+    with pytest.raises(ModelFileError, match=r"does not fit the model \(.*policy.actor_optimizer"):
+        HMASD.load(path, device="cpu")
+    model = make_model()
+    before = parameters_of(model)
+    with pytest.raises(ModelFileError, match="other networks than this model's"):
+        model.set_parameters(path)
+    assert same(parameters_of(model), before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights.clear(),
+        lambda weights: weights.update(more=th.zeros(3)),
+        lambda weights: weights.update({next(iter(weights)): th.zeros(3)}),
+        lambda weights: weights.update({next(iter(weights)): "x"}),
+    ],
+)
+def test_other_weights(tmp_path: Path, good: Path, change: Callable[[Any], Any]) -> None:
+    weights = tree(parts_of(good), "policy.pth")
+    change(weights)
+    path = with_tree(tmp_path / "evil.zip", good, "policy.pth", weights)
+    with pytest.raises(ModelFileError, match="does not fit the model"):
+        HMASD.load(path, device="cpu")
+
+
+def put(*place: Any) -> Callable[[Any], None]:
+    """A change that puts the last argument where the others lead to."""
+    *way, last, value = place
+
+    def change(state: Any) -> None:
+        for step in way:
+            state = state[step]
+        state[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("counters", "num_timesteps", "x"),
+        put("counters", "_total_timesteps", None),
+        put("counters", "_learning_rate_scale", True),
+        put("counters", {}),
+        put("policy_version", "x"),
+        put("run", 3),
+        put("minibatch_generator", {}),
+        put("minibatch_generator", "bit_generator", "MT19937"),
+        put("skill_state", (1, 2, 3, 4)),
+        put("skill_state", [1]),
+        put("critic_hidden", th.zeros(9, 9)),
+        put("critic_hidden", [0.0]),
+        put("schedules", "discriminator_noise", {"level": "x"}),
+        put("schedules", "discriminator_noise", {}),
+        put("ep_info_buffer", [{"l": 1}]),
+        put("ep_info_buffer", {}),
+        put("ep_success_buffer", ["x"]),
+        put("generators", {}),
+        put("generators", "python", (3, (1, 2), None)),
+        put("generators", "numpy", ("MT19937", 3, 3, 3, 3.0)),
+        put("generators", "torch", th.zeros(3, dtype=th.uint8)),
+        put("seconds", "x"),
+        put("last_obs", {"obs": 3}),
+        put("last_obs", []),
+        put("last_episode_starts", None),
+        put("env", [3]),
+        put("env", {}),
+        put("rollout", {}),
+        put("callbacks", [{"class": 3}]),
+        put("callbacks", {"__class__": "x"}),
+        put("logger", {}),
+        put("logger", "pending", {"rollout/x": 3}),
+        lambda state: state.clear(),
+        lambda state: state.pop("rollout"),
+    ],
+)
+def test_training_states_that_are_none(tmp_path: Path, good: Path, change: Callable[[Any], Any]) -> None:
+    state = tree(parts_of(good), "training.pth")
+    change(state)
+    path = with_tree(tmp_path / "evil.zip", good, "training.pth", state)
+    with pytest.raises(ModelFileError, match=r"evil.zip cannot be loaded: what it holds does not fit the model"):
+        HMASD.load(path, env=random_team_vec_env(), device="cpu")
+
+
+class Remembering(BaseCallback):
+    """Has attributes that a file might like to set."""
+
+    secret = "mine"
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_callbacks_get_no_other_attributes(tmp_path: Path) -> None:
+    model = make_model()
+    model.learn(48, callback=Remembering())
+    model.save(tmp_path / "good")
+    state = tree(parts_of(tmp_path / "good.zip"), "training.pth")
+    (one,) = state["callbacks"]
+    one["state"]["known"].update({"secret": "theirs", "model": 3, "_on_step": 3})
+    path = with_tree(tmp_path / "evil.zip", tmp_path / "good.zip", "training.pth", state)
+    callback = Remembering()
+    HMASD.load(path, env=random_team_vec_env()).learn(48, callback=callback, reset_num_timesteps=False)
+    assert callback.secret == "mine"
+    assert callable(callback._on_step)
+    assert callback.n_calls == 24
+    one["state"]["known"]["n_calls"] = "x"
+    path = with_tree(tmp_path / "evil.zip", tmp_path / "good.zip", "training.pth", state)
+    with pytest.raises(ValueError, match="the file gives Remembering a n_calls of 'x'"):
+        HMASD.load(path, env=random_team_vec_env()).learn(48, callback=callback, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "x"},
+        {"hidden_size": -3},
+        {"more": 1},
+        {"lr_schedule": 1},
+        {"optimizer_class": {"$class": "subprocess:Popen"}},
+        {"optimizer_class": {"$class": "torch.nn:Linear"}},
+        {"coordinator_class": {"$class": "torch.nn:Linear"}},
+        {"observation_space": 3},
+        {"value_norm_beta": "x"},
+        {"n_team_skills": 9},
+    ],
+)
+def test_policies_made_with_anything_else(tmp_path: Path, good_policy: Path, changes: dict[str, Any]) -> None:
+    parts = parts_of(good_policy)
+    constructor = {**json.loads(parts["constructor.json"]), **changes}
+    path = write(tmp_path / "evil.zip", {**parts, "constructor.json": json.dumps(constructor).encode()})
+    with pytest.raises(ModelFileError, match=r"evil.zip cannot be loaded"):
+        HMASDPolicy.load(path, "cpu")
+
+
+# ------------------------------------------------------------------ files of Stable-Baselines3
+
+
+def as_sb3_saves(model: HMASD, path: Path) -> None:
+    """What hmasd-sb3 0.1 wrote: the base class's file, of what a model had then."""
+    later = ["on_nan", "max_rollbacks", "micro_batch_size", "after_update", "checkpoint_source", "_callback", "_schedules"]
+    OnPolicyAlgorithm.save(model, path, exclude=[*later, "_rng", "_gate", "_inert_watch", "_critic_hidden", "run_id"])
+
+
+def test_honest_files_of_an_earlier_release(tmp_path: Path) -> None:
+    model = make_model()
+    model.learn(96)
+    as_sb3_saves(model, tmp_path / "old.zip")
+    with pytest.raises(UntrustedFileError, match=r"old.zip is in Stable-Baselines3's own format.*trust=True"):
+        HMASD.load(tmp_path / "old.zip")
+    with pytest.raises(UntrustedFileError, match="trust=True"):
+        make_model().set_parameters(tmp_path / "old.zip")
+    loaded = HMASD.load(tmp_path / "old.zip", env=random_team_vec_env(), trust=True)
+    assert same(parameters_of(loaded), parameters_of(model))
+    assert loaded.num_timesteps == 96
+    assert loaded.policy_version == 2
+    loaded.learn(96, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 192
+    loaded.save(tmp_path / "new.zip")
+    assert same(parameters_of(HMASD.load(tmp_path / "new.zip")), parameters_of(loaded))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_hostile_files_of_an_earlier_release(tmp_path: Path, attack: str) -> None:
+    marker = tmp_path / "marker"
+    as_sb3_saves(make_model(), tmp_path / "old.zip")
+    parts = parts_of(tmp_path / "old.zip")
+    data = json.loads(parts["data"])
+    serialized = base64.b64encode(cloudpickle.dumps(payloads(marker)[attack])).decode()
+    data["ep_info_buffer"] = {":type:": "x", ":serialized:": serialized}
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        for name, content in {**parts, "data": json.dumps(data).encode()}.items():
+            archive.writestr(name, content)
+    for call in (HMASD.load, make_model().set_parameters, HMASDPolicy.load):
+        with pytest.raises(ModelFileError):
+            call(tmp_path / "evil.zip")
+    assert not marker.exists()
+    HMASD.load(tmp_path / "evil.zip", trust=True)
+    assert marker.exists()
+
+
+def test_arrays_of_objects_are_no_arrays(tmp_path: Path, good: Path) -> None:
+    state = tree(parts_of(good), "training.pth")
+    raw = th.from_numpy(np.arange(16, dtype=np.uint8))
+    for dtype in ("O", "O,O", "V8", "<U4", 3):
+        state["last_episode_starts"] = {"$array": (dtype, (2,), raw)}
+        with pytest.raises(ModelFileError, match=r"was refused|does not fit"):
+            HMASD.load(with_tree(tmp_path / "evil.zip", good, "training.pth", state), device="cpu")
