@@ -229,7 +229,7 @@ class HMASD(PersistentAlgorithm):
         return vec_env
 
     def _setup_model(self) -> None:
-        check_hyperparameters(self.__dict__)
+        check_hyperparameters({**self.__dict__, "stats_window_size": self._stats_window_size})
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._schedules = {name: FloatSchedule(getattr(self, name)) for name in SCHEDULED if getattr(self, name) is not None}

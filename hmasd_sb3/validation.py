@@ -80,8 +80,8 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
     """
     for name in _COUNTS:
         check_count(name, values[name])
-    check_count("stats_window_size", values["_stats_window_size"])
-    check_count("n_envs", values["n_envs"])
+    check_count("stats_window_size", values["stats_window_size"])
+    check_count("n_envs", values.get("n_envs", 1))  # no argument, but a file could hold anything
     if values["seed"] is not None and not (_is_integer(values["seed"]) and 0 <= values["seed"] < 2**32):
         raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, or None, got {values['seed']!r}.")
     if not isinstance(values["tensorboard_log"], str | os.PathLike | None):

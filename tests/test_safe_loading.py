@@ -346,7 +346,7 @@ def put(*place: Any) -> Callable[[Any], None]:
     "change",
     [
         put("counters", "num_timesteps", "x"),
-        put("counters", "_total_timesteps", None),
+        put("counters", "_n_iterations", None),
         put("counters", "_learning_rate_scale", True),
         put("counters", {}),
         put("policy_version", "x"),

@@ -22,10 +22,10 @@ ELSEWHERE = {
 """Constructor arguments that an option of the command sets, and which."""
 _PARAMETERS = {
     name: parameter
-    for name, parameter in inspect.signature(HMASD.__init__).parameters.items()
-    if name not in ("self", "policy", "_init_setup_model", *ELSEWHERE)
+    for name, parameter in inspect.signature(HMASD).parameters.items()
+    if name not in ("policy", "env", "_init_setup_model")
 }
-NAMES = sorted(_PARAMETERS)
+NAMES = sorted(set(_PARAMETERS) - set(ELSEWHERE))
 _LINEAR = "lin_"
 
 
