@@ -27,6 +27,8 @@ from hmasd_sb3.monitoring import CheckpointFolder, TrainingCheckpoint
 from hmasd_sb3.monitoring.metrics_log import JsonLinesOutput
 
 N_ENVS, N_STEPS = 8, 16
+SAVE_FREQ = 2 * N_ENVS * N_STEPS
+"""A whole number of rollouts, so that a kill must never cost more environment steps than this."""
 SETTINGS: dict[str, Any] = {
     "n_steps": N_STEPS,
     "n_epochs": 2,
@@ -52,7 +54,7 @@ class TellSteps(BaseCallback):
         return True
 
 
-def train(folder: Path, total_timesteps: int, told: Any) -> None:
+def train(folder: Path, total_timesteps: int, told: Any, began_at: Any) -> None:
     """Train to the end, from the newest checkpoint in the folder if there is one, and write down the outcome."""
     th.set_num_threads(1)
     folder.mkdir(exist_ok=True)
@@ -60,6 +62,7 @@ def train(folder: Path, total_timesteps: int, told: Any) -> None:
     env = make_team_vec_env("AliceAndBob-v0", N_ENVS, seed=0, env_kwargs=game)
     newest = CheckpointFolder(folder / "checkpoints").newest()
     model = HMASD("MlpPolicy", env, **SETTINGS) if newest is None else HMASD.load(newest, env=env, device="cpu")
+    began_at.value = model.num_timesteps
     model.set_logger(Logger(str(folder), [JsonLinesOutput(folder / "metrics.jsonl")]))
     evaluation = EvalCallback(
         make_team_vec_env("AliceAndBob-v0", 3, seed=50, env_kwargs=game),
@@ -69,7 +72,7 @@ def train(folder: Path, total_timesteps: int, told: Any) -> None:
         log_path=str(folder),
         verbose=0,
     )
-    callbacks = [TellSteps(told), evaluation, TrainingCheckpoint(folder / "checkpoints", save_freq=2 * N_ENVS * N_STEPS)]
+    callbacks = [TellSteps(told), evaluation, TrainingCheckpoint(folder / "checkpoints", save_freq=SAVE_FREQ)]
     model.learn(total_timesteps - model.num_timesteps, callback=callbacks, reset_num_timesteps=newest is None)
     outcome = {"digest": digest(model), "best": evaluation.best_mean_reward, "steps": model.num_timesteps}
     (folder / "outcome.json").write_text(json.dumps(outcome))
@@ -88,22 +91,23 @@ def main(folder: str, kills: str, seed: str, total_timesteps: str) -> None:
     """Train once undisturbed and once with kills spread at random over the whole training."""
     total, rng = int(total_timesteps), random.Random(int(seed))
     context = multiprocessing.get_context("fork")
-    told = context.RawValue("q", 0)
+    told, began_at = context.RawValue("q", 0), context.RawValue("q", 0)
     alone, killed = Path(folder) / "alone", Path(folder) / "killed"
-    undisturbed = context.Process(target=train, args=(alone, total, told))
+    undisturbed = context.Process(target=train, args=(alone, total, told, began_at))
     undisturbed.start()
     undisturbed.join()
     assert undisturbed.exitcode == 0
     moments = sorted(rng.uniform(0, 0.95 * total) for _ in range(int(kills)))
-    lives = 0
+    lives, reached, lost = 0, 0, []
     for moment in [*moments, None]:
         told.value = -1
-        life = context.Process(target=train, args=(killed, total, told))
+        life = context.Process(target=train, args=(killed, total, told, began_at))
         life.start()
         lives += 1
         if moment is None:
             life.join()
             assert life.exitcode == 0, life.exitcode
+            lost.append(reached - began_at.value)
             break
         while told.value < moment and life.is_alive():
             time.sleep(0.001)
@@ -112,7 +116,10 @@ def main(folder: str, kills: str, seed: str, total_timesteps: str) -> None:
         assert life.is_alive(), f"it was to be killed at step {moment} of {total}, but has ended ({life.exitcode})"
         os.kill(life.pid, signal.SIGKILL)
         life.join()
-    print(json.dumps({"lives": lives, "alone": read_outcome(alone), "killed": read_outcome(killed)}))
+        if lives > 1:
+            lost.append(reached - began_at.value)
+        reached = told.value
+    print(json.dumps({"lives": lives, "lost": lost, "alone": read_outcome(alone), "killed": read_outcome(killed)}))
 
 
 if __name__ == "__main__":

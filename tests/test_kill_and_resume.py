@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import SAVE_FREQ
 
 HERE = Path(__file__).parent
 
@@ -31,6 +32,8 @@ def run(folder: Path, kills: int, total_timesteps: int, seed: int, timeout: floa
 def check(result: dict[str, Any], kills: int, total_timesteps: int) -> None:
     alone, killed = result["alone"], result["killed"]
     assert result["lives"] == kills + 1
+    assert len(result["lost"]) == kills
+    assert 0 < max(result["lost"]) <= SAVE_FREQ, "no more is lost than lies between two checkpoints"
     assert alone["steps"] >= total_timesteps
     assert len(alone["evaluations"]["timesteps"]) > 5, "there must be something to compare"
     assert alone["best"] > 0
