@@ -33,7 +33,7 @@ from hmasd_sb3.saving.run_state import (
     restore_surroundings,
 )
 from hmasd_sb3.saving.trees import tree_to_bytes
-from hmasd_sb3.validation import InvalidTransitionError, nearest
+from hmasd_sb3.validation import InvalidTransitionError, check_device, nearest
 
 _logger = logging.getLogger("hmasd_sb3")
 Self = TypeVar("Self", bound="PersistentAlgorithm")
@@ -154,6 +154,7 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         :raises ValueError: if the environment has other spaces, or ``policy_kwargs`` differ from the file's
         :raises TypeError: for an unknown argument
         """
+        check_device(device)
         try:
             archive = read_archive(path, "model")
         except UntrustedFileError:
