@@ -155,6 +155,10 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         :raises TypeError: for an unknown argument
         """
         check_device(device)
+        names = hyperparameter_names(cls)
+        for name in kwargs:
+            if name not in names:
+                raise TypeError(f"load() has no argument {name!r}, and {cls.__name__} neither.{nearest(name, names)}")
         try:
             archive = read_archive(path, "model")
         except UntrustedFileError:
@@ -166,10 +170,6 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
             get_system_info()
             print(f"== SAVED MODEL SYSTEM INFO ==\n{json.dumps(archive.manifest['versions'], indent=2)}")
         contents = ModelFile(path, archive, trust, cls)
-        names = hyperparameter_names(cls)
-        for name in kwargs:
-            if name not in names:
-                raise TypeError(f"load() has no argument {name!r}, and {cls.__name__} neither.{nearest(name, names)}")
         given = {**{key: value for key, value in (custom_objects or {}).items() if key in names}, **kwargs}
         model: Self = contents.build(env, device, given)
         model._restore(contents)
