@@ -26,7 +26,7 @@ from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.policies.policy import HMASDPolicy
 from hmasd_sb3.sync import SyncGate
 from hmasd_sb3.type_aliases import SkillState, TeamDecision, TerminalRow
-from hmasd_sb3.validation import check_learn_arguments, check_transition
+from hmasd_sb3.validation import InvalidTransitionError, check_learn_arguments, check_transition
 
 Self = TypeVar("Self", bound="SynchronisedAlgorithm")
 
@@ -215,7 +215,11 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         else:
             self.enable_data_collection()
         assert isinstance(self._last_obs, dict)
-        check_transition(self._last_obs, None, self.num_timesteps)  # a reset may have come just before
+        try:
+            check_transition(self._last_obs, None, self.num_timesteps)  # a reset may have come just before
+        except InvalidTransitionError:
+            self._last_obs = None  # another reset may be better, and this one is no place to go on from
+            raise
         callback.on_rollout_start()
         while not self.should_sync_update():
             decision = self.decide()

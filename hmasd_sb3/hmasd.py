@@ -38,6 +38,7 @@ from hmasd_sb3.updates import (
 from hmasd_sb3.validation import (
     SCHEDULED,
     check_batch_size,
+    check_device,
     check_hyperparameters,
     check_policy_kwargs,
     check_scheduled,
@@ -161,6 +162,7 @@ class HMASD(PersistentAlgorithm):
     ) -> None:
         policy_class = resolve_policy(policy, self.policy_aliases, HMASDPolicy)
         check_policy_kwargs(policy_class, policy_kwargs)
+        check_device(device)
         super().__init__(
             policy_class,
             make_team_vec_env(env, n_envs=1) if isinstance(env, str) else env,

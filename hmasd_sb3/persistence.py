@@ -33,7 +33,7 @@ from hmasd_sb3.saving.run_state import (
     restore_surroundings,
 )
 from hmasd_sb3.saving.trees import tree_to_bytes
-from hmasd_sb3.validation import InvalidTransitionError, nearest
+from hmasd_sb3.validation import InvalidTransitionError, check_device, nearest
 
 _logger = logging.getLogger("hmasd_sb3")
 Self = TypeVar("Self", bound="PersistentAlgorithm")
@@ -158,6 +158,11 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         :raises ValueError: if the environment has other spaces, or ``policy_kwargs`` differ from the file's
         :raises TypeError: for an unknown argument
         """
+        check_device(device)
+        names = hyperparameter_names(cls)
+        for name in kwargs:
+            if name not in names:
+                raise TypeError(f"load() has no argument {name!r}, and {cls.__name__} neither.{nearest(name, names)}")
         try:
             archive = read_archive(path, "model")
         except UntrustedFileError:
@@ -169,10 +174,6 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
             get_system_info()
             print(f"== SAVED MODEL SYSTEM INFO ==\n{json.dumps(archive.manifest['versions'], indent=2)}")
         contents = ModelFile(path, archive, trust, cls)
-        names = hyperparameter_names(cls)
-        for name in kwargs:
-            if name not in names:
-                raise TypeError(f"load() has no argument {name!r}, and {cls.__name__} neither.{nearest(name, names)}")
         given = {**{key: value for key, value in (custom_objects or {}).items() if key in names}, **kwargs}
         model: Self = contents.build(env, device, given)
         model._restore(contents)

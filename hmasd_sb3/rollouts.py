@@ -171,7 +171,7 @@ def _fill_low_level(
     buffer.returns[:] = raw + buffer.values - offset
     _check_finite(
         {
-            "discriminators' rewards": buffer.agent_rewards,
+            "low-level rewards": buffer.agent_rewards,
             "critic's values": buffer.values,
             "low-level returns": buffer.returns,
         }

@@ -104,7 +104,33 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
         value = values[name]
         if value is None and name == "clip_range_vf":
             continue
-        _check_number(name, value(1.0) if callable(value) else value, holds, wanted)
+        _check_number(name, value_of(name, value, 1.0) if callable(value) else value, holds, wanted)
+
+
+def value_of(name: str, schedule: Callable[[float], Any], progress_remaining: float) -> Any:
+    """What a schedule gives.
+
+    :raises ValueError: naming the hyperparameter, if it cannot be called with the remaining progress
+    """
+    try:
+        return schedule(progress_remaining)
+    except Exception as error:
+        raise ValueError(
+            f"The schedule {name} cannot be called with the remaining progress, a number from 1 to 0 "
+            f"({type(error).__name__}: {error}). Pass such a function, a schedule object, or a number; got {schedule!r}."
+        ) from error
+
+
+def check_device(device: Any) -> None:
+    """Check the name of a device, which may not be there all the same.
+
+    :raises ValueError: if torch knows none of that name
+    """
+    try:
+        if device != "auto":
+            th.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:0' or another of torch's, got {device!r}.") from error
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -218,7 +244,9 @@ def resolve_batch_size(batch_size: int | Schedule | None, n_steps: int, n_envs: 
     if batch_size is None:
         return rollout // next(parts for parts in (4, 2, 1) if rollout % parts == 0)
     if callable(batch_size):
-        return _scheduled_batch_size(batch_size(progress_remaining), n_steps, n_envs, progress_remaining)
+        return _scheduled_batch_size(
+            value_of("batch_size", batch_size, progress_remaining), n_steps, n_envs, progress_remaining
+        )
     if not _is_integer(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, a schedule, or None, got {batch_size!r}.")
     if rollout % batch_size:

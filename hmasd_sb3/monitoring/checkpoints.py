@@ -183,18 +183,22 @@ class TrainingCheckpoint(BaseCallback):
             self.save_now()
 
     def _on_step(self) -> bool:
-        if self._after_update not in getattr(self.model, "after_update", ()):
-            raise ValueError(
-                "TrainingCheckpoint is inside another callback, which does not tell it that training has started. Pass it to "
-                "learn() itself: callback=[TrainingCheckpoint(...), ...]; save_freq says how often it saves."
-            )
+        self._check_begun()
         self._save_if_best()
         return True
+
+    def _check_begun(self) -> None:
+        if not self._begun:
+            raise ValueError(
+                "TrainingCheckpoint is inside another callback, which does not tell it that a rollout has started. Pass it to "
+                "learn() itself: callback=[TrainingCheckpoint(...), ...]; save_freq says how often it saves."
+            )
 
     def _on_rollout_end(self) -> None:
         self._save_if_best()  # an evaluation after this callback's turn in the last step
 
     def _after_update(self) -> None:
+        self._check_begun()
         self._write_best()
         if self.last_saved is not None and self.model.num_timesteps - self.last_saved < self.save_freq:
             return
@@ -217,6 +221,8 @@ class TrainingCheckpoint(BaseCallback):
         self._failing = False
 
     def _on_training_end(self) -> None:
+        if not self._begun:  # no step was left to take
+            return
         self._save_if_best()
         if self._best_waiting is not None:
             write_atomically(self._best_path, self._write_waiting)
