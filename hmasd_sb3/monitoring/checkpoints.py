@@ -41,8 +41,8 @@ class CheckpointFolder:
 
     def all(self) -> list[Path]:
         """All checkpoints, oldest first, whether they can be read or not; the best is not among them."""
-        found = [(int(match[1]), path) for path in self.path.glob("*.zip") if (match := _PATTERN.fullmatch(path.name))]
-        return [path for _, path in sorted(found)]
+        found = [path for path in self.path.glob("*.zip") if _PATTERN.fullmatch(path.name)]
+        return sorted(found, key=lambda path: (_steps_of(path), path))
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose checksums are right, or None; damaged ones are passed over with a warning."""
@@ -69,7 +69,7 @@ class CheckpointFolder:
 
     def newer_than(self, num_timesteps: int) -> list[Path]:
         """Checkpoints of more environment steps than that."""
-        return [path for path in self.all() if path > self.path_for(num_timesteps)]
+        return [path for path in self.all() if _steps_of(path) > num_timesteps]
 
     def remove_all_but(self, num_timesteps: int) -> None:
         """Keep the checkpoint of so many environment steps and the last ones before it.
@@ -86,6 +86,10 @@ class CheckpointFolder:
         """Remove what writers left behind that were killed. Nothing else may be writing here."""
         for path in self.path.glob(".*.partial"):
             _remove(path)
+
+
+def _steps_of(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
 
 
 def _remove(path: Path) -> None:
