@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.policies.policy import HMASDPolicy
-from hmasd_sb3.sync import SyncGate
+from hmasd_sb3.sync import SyncError, SyncGate
 from hmasd_sb3.type_aliases import SkillState, TeamDecision, TerminalRow
 from hmasd_sb3.validation import InvalidTransitionError, check_learn_arguments, check_transition
 
@@ -238,8 +238,12 @@ class SynchronisedAlgorithm(OnPolicyAlgorithm):
         return True
 
     def decide(self) -> TeamDecision:
-        """Skills and actions of every environment for the observations at hand (``_last_obs``)."""
-        assert isinstance(self._last_obs, dict)
+        """Skills and actions of every environment for the observations at hand (``_last_obs``).
+
+        :raises SyncError: before the environments were reset
+        """
+        if not isinstance(self._last_obs, dict):
+            raise SyncError("There is no observation to decide on yet. Call start_cycle(total_timesteps) first.")
         assert self.skill_state is not None
         observation = obs_as_tensor(self._last_obs, self.device)
         assert isinstance(observation, dict)

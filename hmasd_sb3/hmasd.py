@@ -232,6 +232,8 @@ class HMASD(PersistentAlgorithm):
 
     def _setup_model(self) -> None:
         check_hyperparameters({**self.__dict__, "stats_window_size": self._stats_window_size})
+        # NumPy's whole numbers are not taken everywhere.
+        self.seed, self._stats_window_size = None if self.seed is None else int(self.seed), int(self._stats_window_size)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._schedules = {name: FloatSchedule(getattr(self, name)) for name in SCHEDULED if getattr(self, name) is not None}

@@ -110,8 +110,10 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
 def value_of(name: str, schedule: Callable[[float], Any], progress_remaining: float) -> Any:
     """What a schedule gives.
 
-    :raises ValueError: naming the hyperparameter, if it cannot be called with the remaining progress
+    :raises ValueError: naming the hyperparameter, if it is a class or cannot be called with the remaining progress
     """
+    if isinstance(schedule, type):  # calling it would make an object, whatever the class is
+        raise ValueError(f"{name} is the class {schedule.__name__}; pass an object of it, {schedule.__name__}(...).")
     try:
         return schedule(progress_remaining)
     except Exception as error:
@@ -218,7 +220,9 @@ def check_policy_kwargs(policy_class: type, policy_kwargs: dict[str, Any] | None
 
 def _check_number(name: str, value: Any, holds: Callable[[float], bool], wanted: str) -> None:
     # A NaN satisfies no comparison, so it is refused by the range.
-    if _is_number(value) and abs(value) > sys.float_info.max and (name not in _MAY_BE_INFINITE or isinstance(value, int)):
+    # A whole number may be too large for a float, and the limit is too large for NumPy's shorter floats.
+    size = abs(value if isinstance(value, int) else float(value)) if _is_number(value) else 0
+    if size > sys.float_info.max and (name not in _MAY_BE_INFINITE or isinstance(value, int)):
         raise ValueError(f"{name} must be finite, got {value!r}.")
     if not _is_number(value) or not holds(float(value)):
         raise ValueError(f"{name} must be a number {wanted}, got {value!r}.")

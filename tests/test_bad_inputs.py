@@ -111,7 +111,11 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     "a schedule that gives a text": (made(ent_coef=lambda progress: "x"), ValueError, "ent_coef must be a number.*got 'x'"),
     "a schedule that takes nothing": (made(ent_coef=lambda: 0.1), ValueError, "schedule ent_coef cannot be called"),
     "a schedule that raises": (made(clip_range=lambda p: 1 / 0), ValueError, "schedule clip_range.*ZeroDivisionError"),
-    "a class as a schedule": (made(learning_rate=LinearSchedule), ValueError, "schedule learning_rate cannot be called"),
+    "a class as a schedule": (
+        made(learning_rate=LinearSchedule),
+        ValueError,
+        "learning_rate is the class LinearSchedule; pass",
+    ),
     "ExponentialSchedule": (lambda folder: ExponentialSchedule(1.0, 0.0, 1.0), ValueError, "end > 0.*got start=1.0, end=0.0"),
     "ConfusionGatedNoise": (lambda folder: ConfusionGatedNoise(low=2.0), ValueError, "0 < low <= high.*low=2.0"),
     # ---- the policy
@@ -260,6 +264,11 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         lambda folder: make_model(env_kwargs={"n_agents": 3}).set_parameters(folder / "model.zip"),
         ModelFileError,
         "model.zip holds the parameters of other networks than this model's",
+    ),
+    "a class as a schedule of batch sizes": (
+        made(batch_size=nn.Identity),
+        ValueError,
+        r"batch_size is the class Identity; pass an object of it, Identity\(...\)",
     ),
     # ---- going on
     "a run in other spaces": (

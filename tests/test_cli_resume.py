@@ -114,16 +114,26 @@ class TestGoingOn:
     def test_what_the_run_has_anyway_may_be_said_again(self, run: Path) -> None:
         assert train("--resume", "run", "--env", "AliceAndBob-v0", "--seed", "0", "--set", "gamma=0.99") == 0
 
-    def test_an_earlier_checkpoint(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        good = (run / "model.zip").rename(run.parent / "good.zip")
+    def test_an_earlier_checkpoint(
+        self, run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        good = run / "model_192.zip"
         assert hmasd("train", "--resume", "run/checkpoints/checkpoint_000000000096.zip", "--checkpoint-freq", "48") == 0
-        out = capsys.readouterr().out
-        assert "Going on from run/checkpoints/checkpoint_000000000096.zip, step 96 of 192" in out
+        assert "Going on from run/checkpoints/checkpoint_000000000096.zip, step 96 of 192" in capsys.readouterr().out
         (aside,) = run.glob("checkpoints/set_aside_*")
-        assert "Later checkpoints were moved to" in out
+        assert "Later checkpoints were moved to" in caplog.text
         assert sorted(step_of(path) for path in aside.iterdir()) == [144, 192]
         assert [step_of(path) for path in checkpoints(run)] == [96, 144, 192]
         assert same_parameters(good, run / "model.zip")
+
+    def test_a_run_that_has_come_further_does_not_begin_again(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for checkpoint in run.glob("checkpoints/*.zip"):
+            checkpoint.unlink()
+        (run / "model.zip").unlink()
+        before = (run / "metrics.jsonl").read_bytes()
+        assert hmasd("train", "--resume", "run") == 2
+        assert "holds no checkpoint any more, though the run had come further" in capsys.readouterr().err
+        assert (run / "metrics.jsonl").read_bytes() == before
 
     def test_the_model_is_no_checkpoint(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert hmasd("train", "--resume", "run/model.zip") == 2

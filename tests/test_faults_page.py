@@ -30,4 +30,4 @@ def test_other_callbacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     loaded.learn(48, callback=new, reset_num_timesteps=False)
     assert new.n_calls == 12
     (message,) = [record.message for record in caplog.records if "callbacks" in record.message]
-    assert message == "The saved run had a EvalCallback among its callbacks and this one has not: its state is dropped."
+    assert message == "The callback EvalCallback of the saved run is not there now: what it remembered is dropped."

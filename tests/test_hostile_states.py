@@ -115,6 +115,12 @@ def put(*place: Any) -> Callable[[Any], None]:
     [
         put("counters", "num_timesteps", "x"),
         put("counters", "_n_iterations", None),
+        put("counters", "num_timesteps", 1.5),
+        put("counters", "num_timesteps", -48),
+        put("counters", "_n_rollbacks", float("nan")),
+        put("counters", "_learning_rate_scale", float("inf")),
+        put("policy_version", 2.5),
+        put("seconds", float("inf")),
         put("counters", "_learning_rate_scale", True),
         put("counters", {}),
         put("policy_version", "x"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +79,25 @@ def test_tensors_that_run_code_are_refused(
             model.set_parameters(path)
     assert same(parameters_of(model), before)
     assert not marker.exists()
+
+
+def scripted_tensors() -> bytes:
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        th.jit.save(th.jit.script(th.nn.Linear(1, 1)), stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("content", [legacy_tensors({"state": 1}), scripted_tensors()], ids=["legacy", "TorchScript"])
+def test_other_formats_of_torch_do_not_reach_it(
+    tmp_path: Path, good: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some of its releases do not heed weights_only for them.
+    path = write(tmp_path / "evil.zip", {**parts_of(good), "policy.pth": content})
+    monkeypatch.setattr(th, "load", lambda *_, **__: pytest.fail("torch.load was reached"))
+    with pytest.raises(ModelFileError, match=r"evil.zip was refused: policy.pth holds something else than plain numbers"):
+        HMASD.load(path)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -178,6 +199,7 @@ def array(shape: list[Any], dtype: str = "<f4", **content: Any) -> dict[str, Any
         ({"stats_window_size": "x"}, "stats_window_size must be"),
         ({"tensorboard_log": 3}, "tensorboard_log must be"),
         ({"on_nan": "run"}, "on_nan must be one of"),
+        ({"ent_coef": {"$class": "torch.nn.modules.linear:Identity"}}, "ent_coef is the class Identity"),
         ({"learning_rate": {"$schedule": {"type": "Popen", "args": "x"}}}, "schedule 'Popen' is unknown"),
         ({"learning_rate": {"$schedule": {"type": "LinearSchedule", "start": "a", "end": 1, "end_fraction": 1}}}, "no number"),
         ({"learning_rate": {"$schedule": {"type": "ConstantSchedule", "val": 1, "__class__": 3}}}, "__class__"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from hmasd_sb3.saving.archive import ModelFileError, verify_model_file, write_atomically
 from hmasd_sb3.saving.callback_states import find_callbacks
 from hmasd_sb3.validation import check_count
+from hmasd_sb3.wrappers.states import collect_env_state
 
 _logger = logging.getLogger("hmasd_sb3")
 _PATTERN = re.compile(r"checkpoint_(\d+)\.zip")
@@ -41,8 +43,8 @@ class CheckpointFolder:
 
     def all(self) -> list[Path]:
         """All checkpoints, oldest first, whether they can be read or not; the best is not among them."""
-        found = [(int(match[1]), path) for path in self.path.glob("*.zip") if (match := _PATTERN.fullmatch(path.name))]
-        return [path for _, path in sorted(found)]
+        found = [path for path in self.path.glob("*.zip") if _PATTERN.fullmatch(path.name)]
+        return sorted(found, key=lambda path: (_steps_of(path), path))
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose checksums are right, or None; damaged ones are passed over with a warning."""
@@ -69,7 +71,7 @@ class CheckpointFolder:
 
     def newer_than(self, num_timesteps: int) -> list[Path]:
         """Checkpoints of more environment steps than that."""
-        return [path for path in self.all() if path > self.path_for(num_timesteps)]
+        return [path for path in self.all() if _steps_of(path) > num_timesteps]
 
     def remove_all_but(self, num_timesteps: int) -> None:
         """Keep the checkpoint of so many environment steps and the last ones before it.
@@ -82,10 +84,28 @@ class CheckpointFolder:
             if path not in kept:
                 _remove(path)
 
+    def set_aside_newer_than(self, num_timesteps: int) -> None:
+        """Move checkpoints of more environment steps than that into a folder beside them.
+
+        Otherwise they would pass for the newest ones of a run that goes on from an earlier one.
+        """
+        newer = self.newer_than(num_timesteps)
+        if not newer:
+            return
+        aside = self.path / f"set_aside_{time.strftime('%Y%m%d-%H%M%S')}"
+        aside.mkdir(exist_ok=True)
+        for path in newer:
+            path.rename(aside / path.name)
+        _logger.warning("Later checkpoints were moved to %s.", aside)
+
     def remove_unfinished(self) -> None:
         """Remove what writers left behind that were killed. Nothing else may be writing here."""
         for path in self.path.glob(".*.partial"):
             _remove(path)
+
+
+def _steps_of(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
 
 
 def _remove(path: Path) -> None:
@@ -175,6 +195,8 @@ class TrainingCheckpoint(BaseCallback):
         model: Any = self.model
         self._check_folder()
         self.folder.remove_unfinished()
+        self.folder.set_aside_newer_than(model.num_timesteps)
+        self._tell_what_cannot_be_resumed()
         if model.run_id is None:
             model.run_id = uuid.uuid4().hex
         if self._best_saved is None and self._best_reward() > float("-inf"):
@@ -230,6 +252,13 @@ class TrainingCheckpoint(BaseCallback):
         if self.last_saved != self.model.num_timesteps:
             self.save_now()
 
+    def _tell_what_cannot_be_resumed(self) -> None:
+        """Say at the start, and not only when it is too late, if the environments keep their state to themselves."""
+        assert self.model.env is not None
+        reason = collect_env_state(self.model.env)["reason"]
+        if reason is not None:
+            _logger.warning("From a checkpoint, training will go on with new episodes instead of those under way: %s", reason)
+
     def _check_folder(self) -> None:
         """Refuse a folder that holds the checkpoints of another run: they would be taken for old ones and removed."""
         model: Any = self.model
@@ -237,7 +266,7 @@ class TrainingCheckpoint(BaseCallback):
         if found and (model.run_id is None or self.folder.run_id() not in (None, model.run_id)):
             raise ValueError(
                 f"{self.folder.path} already holds checkpoints of another run, up to {found[-1].name}. Go on with that run, "
-                "by HMASD.load(CheckpointFolder(path).newest(), env=env) and learn(..., reset_num_timesteps=False), or choose "
+                f"by HMASD.load({str(found[-1])!r}, env=env) and learn(..., reset_num_timesteps=False), or choose "
                 "another folder."
             )
 

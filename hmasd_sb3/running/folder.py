@@ -17,7 +17,6 @@ import hmasd_sb3
 from hmasd_sb3.running.config import RunConfig
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.files import write_json
-from hmasd_sb3.supervisor import step_of
 
 try:
     import fcntl
@@ -77,11 +76,10 @@ class RunFolder:
         before = self._read().get("versions", {})
         return [f"{name} {before.get(name)}, now {now}" for name, now in versions().items() if before.get(name) != now]
 
-    def raise_total(self, config: RunConfig) -> None:
-        """Take note that the run is to be longer; a model that it ended with is kept under another name."""
+    def keep_model(self) -> None:
+        """Put the model that a run ended with under another name, since the run goes on."""
         if self.finished:
             self.model.rename(self.path / f"model_{self.read_config().total_timesteps}.zip")
-        self.write_config(config)
 
     def forget_progress(self) -> None:
         """Remove what a run that has to start from the beginning wrote before its first checkpoint."""
@@ -90,20 +88,6 @@ class RunFolder:
         if self.tensorboard.is_dir():
             for events in self.tensorboard.glob("events.out.tfevents.*"):
                 events.unlink()
-
-    def set_aside_later_than(self, step: int) -> None:
-        """Move checkpoints of later steps than the one that training goes on from out of the way, into a folder beside them.
-
-        Otherwise they would pass for the newest ones of the training that now goes on.
-        """
-        later = [path for path in self.checkpoints.glob("checkpoint_*") if step_of(path) > step]
-        if not later:
-            return
-        aside = self.checkpoints / f"set_aside_{time.strftime('%Y%m%d-%H%M%S')}"
-        aside.mkdir(exist_ok=True)
-        for path in later:
-            path.rename(aside / path.name)
-        print(f"Later checkpoints were moved to {aside}.", flush=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from hmasd_sb3.running.config import Request, RunConfig, check_no_contradiction,
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.folder import RunFolder, check_unused, newest_unfinished
 from hmasd_sb3.running.options import TrainOptions
+from hmasd_sb3.supervisor import step_of
 
 AUTO = "auto"
 
@@ -80,7 +81,8 @@ def _named_run(options: TrainOptions) -> tuple[RunFolder, Path | None]:
 def _go_on(folder: RunFolder, request: Request, checkpoint: Path | None) -> Plan:
     own = folder.read_config()
     config = check_no_contradiction(request, own, str(folder.path))
-    if folder.finished and config.total_timesteps == own.total_timesteps:
+    goes_back = checkpoint is not None and step_of(checkpoint) < own.total_timesteps
+    if folder.finished and config.total_timesteps == own.total_timesteps and not goes_back:
         note = f"The run in {folder.path} is complete: {own.total_timesteps:,} environment steps, {folder.model}."
         return Plan(config, folder, None, f"{note} (--total-timesteps may be raised.)", done=True)
     if checkpoint is None:
@@ -88,5 +90,10 @@ def _go_on(folder: RunFolder, request: Request, checkpoint: Path | None) -> Plan
     if checkpoint is None:
         if any(folder.checkpoints.glob("checkpoint_*.zip")):
             raise InputError(f"{folder.checkpoints}: every checkpoint in it is damaged. Start a new run without --resume.")
+        if folder.finished or folder.evaluations.exists():
+            raise InputError(
+                f"{folder.checkpoints}: holds no checkpoint any more, though the run had come further. Put one back, or start a new "
+                "run without --resume."
+            )
         return Plan(config, folder, None, f"The run in {folder.path} has no checkpoint yet: it begins again.")
     return Plan(config, folder, checkpoint, "")

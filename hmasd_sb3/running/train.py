@@ -65,7 +65,7 @@ def train(options: TrainOptions, stop: StopRequest) -> int:
         folder = plan.folder or new_folder(plan.config, options.run_dir)
         if plan.folder is None:
             stack.enter_context(folder.locked())
-        _prepare(folder, plan, model.num_timesteps)
+        _prepare(folder, plan)
         logger = _make_logger(folder, model.num_timesteps, with_tensorboard, options.verbose)
         stack.callback(logger.close)
         model.set_logger(logger)
@@ -106,7 +106,7 @@ def _build(plan: Plan, stack: ExitStack) -> tuple[HMASD, VecEnv | None]:
         raise InputError(" ".join(str(error).split())) from error
 
 
-def _prepare(folder: RunFolder, plan: Plan, timesteps: int) -> None:
+def _prepare(folder: RunFolder, plan: Plan) -> None:
     """Bring the folder into the state in which the training goes on."""
     if plan.folder is None:
         folder.checkpoints.mkdir()
@@ -116,12 +116,11 @@ def _prepare(folder: RunFolder, plan: Plan, timesteps: int) -> None:
         print(
             f"Warning: other versions than at the run's start, so results may differ: {change}.", file=sys.stderr, flush=True
         )
+    folder.keep_model()
     if plan.config != folder.read_config():
-        folder.raise_total(plan.config)
+        folder.write_config(plan.config)
     if plan.checkpoint is None:
         folder.forget_progress()
-    else:
-        folder.set_aside_later_than(timesteps)
 
 
 def _use_tensorboard(wanted: bool | None) -> bool:

@@ -243,7 +243,8 @@ def find_file(path: PathOrFile) -> pathlib.Path | io.BufferedIOBase:
 
 def _check_path_or_stream(path: Any, method: str) -> None:
     if not isinstance(path, str | pathlib.Path) and (isinstance(path, io.TextIOBase) or not hasattr(path, method)):
-        raise TypeError(f"A model file is given by its path, or as a binary stream to {method} it, not by {path!r}.")
+        hint = " (CheckpointFolder.newest() gives None where there is no checkpoint yet.)" if path is None else ""
+        raise TypeError(f"A model file is given by its path, or as a binary stream to {method} it, not by {path!r}.{hint}")
 
 
 def _read_all(stream: io.BufferedIOBase) -> bytes:

@@ -52,9 +52,9 @@ def restore_callbacks(callback: sb3.BaseCallback | None, states: list[dict[str, 
         if one is not None:
             present.remove(one)
             _restore(one, saved["state"])
-        elif saved["class"] not in _INSIGNIFICANT:
+        elif set(saved["state"]) - {"known"} or set(saved["state"]["known"]) - {"n_calls"}:
             name = saved["class"].rpartition(".")[2]
-            _logger.warning("The saved run had a %s among its callbacks and this one has not: its state is dropped.", name)
+            _logger.warning("The callback %s of the saved run is not there now: what it remembered is dropped.", name)
 
 
 def _walk(callback: sb3.BaseCallback | None) -> Iterator[sb3.BaseCallback]:
@@ -70,10 +70,6 @@ def _walk(callback: sb3.BaseCallback | None) -> Iterator[sb3.BaseCallback]:
         inner = getattr(callback, name, None)
         if isinstance(inner, sb3.BaseCallback):
             yield from _walk(inner)
-
-
-# What SB3 makes of a plain function.
-_INSIGNIFICANT = {f"{sb3.__name__}.ConvertCallback"}
 
 
 def _class_of(callback: Any) -> str:

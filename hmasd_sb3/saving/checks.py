@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ COUNTERS = (
     "_learning_rate_scale",
     "_n_rollbacks",
 )
+_NUMBERS = ("policy_version", "inert_updates", "seconds")
+_WITH_FRACTION = ("_current_progress_remaining", "_learning_rate_scale", "seconds")
 ROLLOUT_ARRAYS = (
     "actions",
     "log_probs",
@@ -50,11 +53,10 @@ def check_training_state(model: PersistentAlgorithm, state: Any, n_envs: int) ->
     :param n_envs: number of environments that it is of
     :raises Exception: of many kinds, naming what does not fit
     """
-    for name in COUNTERS:
-        _number(state["counters"][name], name)
+    numbers = {**{name: state["counters"][name] for name in COUNTERS}, **{name: state[name] for name in _NUMBERS}}
+    for name, value in numbers.items():
+        (_finite if name in _WITH_FRACTION else _count)(value, name)
     checked_type(state["run"], (str, type(None)), "run")
-    for name in ("policy_version", "inert_updates", "seconds"):
-        _number(state[name], name)
     if state["skill_state"] is not None:
         _check_skills(model, state["skill_state"], n_envs)
     _tensor(state["critic_hidden"], (n_envs, model.policy.hidden_size), "critic_hidden")
@@ -113,6 +115,17 @@ def _kind(value: Any) -> Any:
 def _number(value: Any, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise ValueError(f"{name} is {value!r}, which is no number")
+
+
+def _finite(value: Any, name: str) -> None:
+    _number(value, name)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, which is not finite")
+
+
+def _count(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{name} is {value!r}, which is no whole number of at least 0")
 
 
 def _tensor(value: Any, shape: tuple[int, ...], name: str) -> None:

@@ -1,7 +1,7 @@
 """Hyperparameters and spaces as plain data (JSON) and back, without ever running code that a file brings along.
 
-Numbers, texts, containers, arrays and spaces are written out. A class is written as its name; only optimizers and network
-classes are taken back, and only from modules that are already imported, since importing one runs it. Schedule objects of this
+Numbers, texts, paths, containers, arrays and spaces are written out. A class is written as its name; only optimizer and
+network classes are taken back, and only from modules that are already imported, since importing one runs it. Schedule objects of this
 package and of Stable-Baselines3 are written as their numbers. Whatever else there may be, such as a function
 as a schedule, cannot be plain data: it comes back as :class:`NotInFile`, which says what to do about it.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import inspect
 import math
+import pathlib
 import sys
 from collections import OrderedDict
 from typing import Any
@@ -101,6 +102,8 @@ class PlainWriter:
             return {key: self.write(part, f"{place}.{key}") for key, part in value.items()}
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
             return {"$array": _array_to_json(value)}
+        if isinstance(value, pathlib.PurePath):
+            return {"$path": str(value)}
         if isinstance(value, type):
             return {"$class": f"{value.__module__}:{value.__qualname__}"}
         if type(value).__name__ in _SPACES and type(value) is _SPACES[type(value).__name__]:
@@ -176,6 +179,8 @@ def read_plain(data: Any, left_out: dict[str, Any] | None = None) -> Any:
             return float(content)
         if kind == "$tuple":
             return tuple(read_plain(part, left_out) for part in content)
+        if kind == "$path":
+            return pathlib.Path(content)
         if kind == "$array":
             return _array_from_json(content)
         if kind == "$class":

@@ -79,7 +79,7 @@ def capture_run(model: PersistentAlgorithm) -> dict[str, Any]:
         "env": _storable_env_state(model),
         "rollout": _rollout_state(model) if consistent else None,
         "callbacks": [
-            _storable(state, _drop_own, f"what {state['class']} says by state_dict()")
+            _storable(model, state, _drop_own, f"what {state['class']} says by state_dict()")
             for state in callback_states(model._callback)
         ],
         "logger": None if model._logger_or_none() is None else logger_state(model.logger),
@@ -97,7 +97,7 @@ def _storable_env_state(model: PersistentAlgorithm) -> dict[str, Any] | None:
             "reason": f"state_dict() of the game gives something that cannot be stored: {error}",
         }
 
-    state = _storable(collect_env_state(model.env), without_episodes, "the state of the environments")
+    state = _storable(model, collect_env_state(model.env), without_episodes, "the state of the environments")
     if model._mid_step:
         return {
             **state,
@@ -111,12 +111,14 @@ def _drop_own(state: dict[str, Any], error: TypeError) -> dict[str, Any]:
     return {**state, "state": {name: part for name, part in state["state"].items() if name == "known"}}
 
 
-def _storable(state: dict[str, Any], otherwise: Any, what: str) -> dict[str, Any]:
+def _storable(model: PersistentAlgorithm, state: dict[str, Any], otherwise: Any, what: str) -> dict[str, Any]:
     """``state`` if it is plain data; else what ``otherwise`` makes of it, since the model must not be lost over it."""
     try:
         tree_to_bytes(state)
     except TypeError as error:
-        _logger.warning("A saved model lacks %s: %s", what, error)
+        if what not in model._told_left_out:  # once, not at every checkpoint
+            model._told_left_out |= {what}
+            _logger.warning("A saved model lacks %s: %s", what, error)
         return dict(otherwise(state, error))
     return state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections import deque
 from typing import Any
 
@@ -30,7 +31,21 @@ def tree_from_bytes(data: bytes, device: th.device | str = "cpu") -> Any:
     :param device: where tensors go
     :raises Exception: of many kinds, if the bytes are something else; no code from them is run
     """
+    _check_format(data)
     return _from_tensors(th.load(io.BytesIO(data), map_location=device, weights_only=True))
+
+
+def _check_format(data: bytes) -> None:
+    """Let only what ``torch.save`` writes today come to ``torch.load``.
+
+    Earlier releases of torch have other ways for older formats and for TorchScript, not all of which heed ``weights_only``.
+
+    :raises ValueError: for another format
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in names or "data.pkl" not in names:
+        raise ValueError("it is not in the format that torch.save writes tensors in")
 
 
 def _to_tensors(tree: Any, place: str) -> Any:

@@ -1,0 +1,67 @@
+"""Arguments of unusual but legal types: a model made with them trains, is saved without noise, and comes back with them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from teams import make_model, random_team_vec_env
+
+from hmasd_sb3 import HMASD
+from hmasd_sb3.monitoring import CheckpointFolder, TrainingCheckpoint
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"seed": np.int64(4)},
+        {"stats_window_size": np.int64(7)},
+        {"n_epochs": np.int32(1), "gamma": np.float64(0.9)},
+        {"gae_lambda": np.float32(0.5)},
+    ],
+    ids=lambda arguments: "+".join(arguments),
+)
+def test_numbers_of_numpy(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        model = make_model(**arguments).learn(48)
+    model.save(tmp_path / "model")
+    loaded = HMASD.load(tmp_path / "model", env=random_team_vec_env()).learn(48, reset_num_timesteps=False)
+    names = {"stats_window_size": "_stats_window_size"}
+    assert {name: getattr(loaded, names.get(name, name)) for name in arguments} == arguments
+
+
+def test_a_path_as_the_folder_of_the_log(tmp_path: Path) -> None:
+    model = make_model(tensorboard_log=tmp_path / "log")
+    model.save(tmp_path / "model")
+    assert HMASD.load(tmp_path / "model").tensorboard_log == tmp_path / "log"
+
+
+class Unstorable(BaseCallback):
+    """Says what cannot be stored."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"object": object()}
+
+
+def test_what_cannot_be_stored_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "hmasd_sb3"):
+        make_model().learn(48 * 3, callback=[Unstorable(), TrainingCheckpoint(tmp_path, 48)])
+    assert [record.getMessage().startswith("A saved model lacks what") for record in caplog.records] == [True]
+
+
+def test_checkpoints_are_ordered_by_their_steps(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    names = ["checkpoint_500.zip", "checkpoint_000000001000.zip", "checkpoint_2000000000000.zip"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path.name for path in folder.all()] == names
+    assert [path.name for path in folder.newer_than(1000)] == names[2:]
