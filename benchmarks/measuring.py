@@ -13,12 +13,15 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 """Where results go by default; not under version control."""
+
+LIBRARIES = ("torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
+"""Whose versions are told where they are installed."""
 
 DEFAULT_THREADS = "default"
 """Number of torch threads: whatever torch chooses."""
@@ -127,7 +130,7 @@ def machine() -> list[str]:
             model = line.partition(":")[2].strip()
             break
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "gymnasium", "stable-baselines3")]
+    versions = [f"{name} {metadata.version(name)}" for name in LIBRARIES if util.find_spec(name.replace("-", "_"))]
     software = [platform.system(), f"Python {platform.python_version()}", *versions]
     lines = [f"{model}, {cores} cores to use", ", ".join(software)]
     if hasattr(os, "sysconf"):

@@ -158,8 +158,13 @@ HEADER = ["system", "steps/s, min", "median", "max", "per CPU-s", f"× {BASE}", 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
     """Bars of median steps per second, with lines from minimum to maximum; one panel per setting and threads."""
-    figure = new_figure(1 + 3.2 * len(results), 3.6)
-    for axes, (title, rates) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+    columns = min(len(results), len(SETTINGS))
+    lines = -(-len(results) // columns)
+    figure = new_figure(1 + 3.2 * columns, 3.4 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in panels[len(results) :]:
+        axes.remove()
+    for axes, (title, rates) in zip(panels, results.items(), strict=False):
         wall = [np.array(found["wall"]) for found in rates.values()]
         medians = [float(np.median(own)) for own in wall]
         ranges = [[median - own.min() for median, own in zip(medians, wall, strict=True)]]
@@ -168,6 +173,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
         axes.bar(range(len(rates)), medians, yerr=ranges, capsize=3, color=colours)
         labels = [name.replace(", ", ",\n") for name in rates]
         axes.set_xticks(range(len(rates)), labels, fontsize=7)
+        axes.tick_params(axis="y", labelsize=7)
         axes.set_title(title, fontsize=8)
     figure.supylabel("environment steps per second", fontsize=8)
     save_figure(figure, path)

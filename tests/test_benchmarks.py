@@ -160,6 +160,21 @@ def test_growth_is_flagged_beyond_linear_alone() -> None:
     assert "(!)" not in "\n".join(scaling.report("envs", points))
 
 
+def test_ratios_are_taken_within_a_round() -> None:
+    """The machine was busy in the second round."""
+    pytest.importorskip("sb3_contrib")
+    import throughput
+
+    rates = {
+        "HMASD": {"wall": [40.0, 6.0, 30.0], "cpu": [40.0, 30.0, 32.0]},
+        throughput.BASE: {"wall": [10.0, 3.0, 10.0], "cpu": [10.0, 10.0, 8.0]},
+    }
+    own, base = throughput.rows(rates, {"HMASD": {"peak": 321.4}})
+    assert own == ["HMASD", "6", "30", "40", "32", "3.00", "4.00", "321"]
+    assert base == [throughput.BASE, "3", "10", "10", "10", "1.00", "1.00", "–"]
+    assert throughput.SETTINGS["32x32"].rollout == 1024
+
+
 def test_samples_of_a_long_run() -> None:
     assert long_run.samples(937)[0] == long_run.FIRST_UPDATES - 1
     assert long_run.samples(937)[-1] == 936
