@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .SHELLFLAGS := -eu -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-jaxmarl test-slow lint types
+.PHONY: help .venv demo test test-jaxmarl test-slow bench lint types
 
 help:  ## list what make can do
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,13 @@ test-jaxmarl: $(INSTALLED)  ## add JAX and JaxMARL to .venv (some 600 MB) and ru
 
 test-slow: $(INSTALLED)  ## run the tests that take long (ARGS=...)
 	@$(PYTEST) $(JAXMARL_TESTS:%=--ignore=%) -m slow $(ARGS)
+
+# Some ten minutes on an idle machine; --resume goes on after an interruption. The last one fails where memory grew.
+bench: $(INSTALLED)  ## measure speed and memory into benchmarks/results/ (ARGS=--resume)
+	@$(BIN)/python benchmarks/throughput.py --setting all --threads 1 default $(ARGS)
+	@$(BIN)/python benchmarks/profile_training.py $(ARGS)
+	@$(BIN)/python benchmarks/scaling.py $(ARGS)
+	@$(BIN)/python benchmarks/long_run.py --setting cheap $(ARGS)
 
 lint: $(INSTALLED)  ## check style and formatting
 	@$(BIN)/ruff check .

@@ -18,9 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +27,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from measuring import fresh_process, status_mb
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import hmasd_sb3.hmasd as algorithm
@@ -109,14 +107,6 @@ CASES = {
 }
 
 
-def status_mb(name: str) -> float:
-    """A size in ``/proc/self/status``, in MB."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {name}; this benchmark needs Linux.")
-
-
 def watch(peaks: dict[str, float]) -> None:
     """From now on every part of an update notes its highest resident set, in MB."""
 
@@ -169,24 +159,20 @@ def one_setting(case: Case, n_pieces: int) -> dict[str, float]:
     return measured
 
 
-def fresh_process(name: str, n_pieces: int, give_back: bool) -> dict[str, float]:
+def alone(name: str, n_pieces: int, give_back: bool) -> dict[str, float]:
     """:func:`one_setting` in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if give_back:
-        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    command = [sys.executable, __file__, "--one", name, str(n_pieces)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536"} if give_back else {}
+    return dict(fresh_process(__file__, ["--one", name, str(n_pieces)], environment=environment))
 
 
 def measure(name: str, args: argparse.Namespace) -> list[str]:
     """The table of one game."""
     case = CASES[name]
-    memory = {count: fresh_process(name, count, give_back=True) for count in args.pieces}
+    memory = {count: alone(name, count, give_back=True) for count in args.pieces}
     seconds: dict[int, list[float]] = {count: [] for count in args.pieces}
     for _ in range(args.rounds):
         for count in args.pieces:
-            seconds[count].append(fresh_process(name, count, give_back=False)["seconds"])
+            seconds[count].append(alone(name, count, give_back=False)["seconds"])
     lines = [
         f"{case.title}, {case.n_envs} x {case.n_steps} = {case.rollout} environment steps, one minibatch",
         "",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch as th
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.losses import clipped_policy_loss, value_loss, weighted_mean
-from hmasd_sb3.pieces import even_slices, n_pieces, share_of
+from hmasd_sb3.pieces import Batch, Piece, even_slices, n_pieces, share_of
 from hmasd_sb3.policies.discriminators import DrawnNoise
 from hmasd_sb3.policies.flat import FlatOptimizer
 from hmasd_sb3.policies.policy import HMASDPolicy
@@ -106,6 +106,21 @@ def _accumulate(flat: FlatOptimizer, parts: Sequence[Callable[[], th.Tensor]]) -
     return last()
 
 
+def _epochs(n_epochs: int, minibatches: Callable[[], Iterator[list[Piece[Batch]]]]) -> Iterator[list[Piece[Batch]]]:
+    """The minibatches of all epochs, each in pieces.
+
+    A rollout that is one minibatch in one piece is the same in every epoch, so it is put together only once.
+
+    :param minibatches: those of one epoch
+    """
+    for _ in range(n_epochs):
+        epoch = list(minibatches())
+        if len(epoch) == 1 and len(epoch[0]) == 1:
+            yield from [[Piece(1.0, cache(epoch[0][0].gather))]] * n_epochs
+            return
+        yield from epoch
+
+
 def update_coordinator(policy: HMASDPolicy, buffer: SkillRolloutBuffer, settings: PPOSettings) -> UpdateStats:
     """PPO on the assignments of the rollout: Z with V_h(s), each z^i with V_h(o^i) (Eq. 6)."""
     averages = _Averages()
@@ -171,13 +186,13 @@ def update_actor(
         return share * (surrogate.loss - settings.ent_coef * entropy)
 
     steps = 0
-    for _ in range(settings.n_epochs):
-        for pieces in buffer.actor_minibatches(settings.sequence_length, settings.batch_size, rng, settings.micro_batch_size):
-            loss = _accumulate(flat, [partial(part, piece.gather, piece.share) for piece in pieces])
-            if _kl_exceeded(averages.settle("approx_kl"), settings.target_kl):
-                return averages.stats(gradient_steps=float(steps))
-            averages.finish_minibatch(flat.step(loss, settings.max_grad_norm))
-            steps += 1
+    cut = (settings.sequence_length, settings.batch_size, rng, settings.micro_batch_size)
+    for pieces in _epochs(settings.n_epochs, partial(buffer.actor_minibatches, *cut)):
+        loss = _accumulate(flat, [partial(part, piece.gather, piece.share) for piece in pieces])
+        if _kl_exceeded(averages.settle("approx_kl"), settings.target_kl):
+            return averages.stats(gradient_steps=float(steps))
+        averages.finish_minibatch(flat.step(loss, settings.max_grad_norm))
+        steps += 1
     return averages.stats(gradient_steps=float(steps))
 
 
@@ -202,11 +217,11 @@ def update_critic(
         return share * (settings.vf_coef * loss)
 
     steps = 0
-    for _ in range(settings.n_epochs):
-        for pieces in buffer.critic_minibatches(settings.sequence_length, settings.batch_size, rng, settings.micro_batch_size):
-            loss = _accumulate(flat, [partial(part, piece.gather, piece.share) for piece in pieces])
-            averages.finish_minibatch(flat.step(loss, settings.max_grad_norm))
-            steps += 1
+    cut = (settings.sequence_length, settings.batch_size, rng, settings.micro_batch_size)
+    for pieces in _epochs(settings.n_epochs, partial(buffer.critic_minibatches, *cut)):
+        loss = _accumulate(flat, [partial(part, piece.gather, piece.share) for piece in pieces])
+        averages.finish_minibatch(flat.step(loss, settings.max_grad_norm))
+        steps += 1
     return averages.stats(gradient_steps=float(steps))
 
 

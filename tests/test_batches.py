@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,8 +16,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from teams import make_model, parameters_of, same
 
-from hmasd_sb3 import HMASD
-from hmasd_sb3.pieces import consecutive_groups, even_slices
+from hmasd_sb3 import HMASD, updates
+from hmasd_sb3.pieces import Piece, consecutive_groups, even_slices
+from hmasd_sb3.updates import _epochs
 
 # ---------------------------------------------------------------- a size that changes
 
@@ -139,6 +141,49 @@ def test_schedule_and_pieces_survive_saving(tmp_path: Any) -> None:
     assert loaded.batch_size(0.5) == 30
     loaded.learn(48)
     assert same(parameters_of(model), parameters_of(loaded)) is False
+
+
+# ---------------------------------------------------------------- epochs
+
+
+def counted(cut: list[int]) -> tuple[list[str], Callable[[], Any]]:
+    """What is put together, as a list that grows; and an epoch of minibatches with so many pieces each."""
+    gathered: list[str] = []
+
+    def gather(name: str) -> str:
+        gathered.append(name)
+        return name
+
+    def epoch() -> Any:
+        for minibatch, n_pieces in enumerate(cut):
+            yield [Piece(1.0 / n_pieces, partial(gather, f"{minibatch}.{piece}")) for piece in range(n_pieces)]
+
+    return gathered, epoch
+
+
+@pytest.mark.parametrize(("cut", "at_once"), [([1], True), ([2], False), ([1, 1], False)])
+def test_only_a_rollout_in_one_piece_is_kept_for_all_epochs(cut: list[int], at_once: bool) -> None:
+    """Else memory would hold all pieces, or an epoch would repeat the order of the one before."""
+    gathered, epoch = counted(cut)
+    seen = [[piece.gather() for piece in pieces] for pieces in _epochs(3, epoch)]
+    assert seen == [[f"{minibatch}.{piece}" for piece in range(n)] for minibatch, n in enumerate(cut)] * 3
+    assert len(gathered) == (1 if at_once else 3 * sum(cut))
+
+
+def test_no_epoch_is_no_minibatch() -> None:
+    assert list(_epochs(0, counted([1])[1])) == []
+
+
+@pytest.mark.parametrize("batch_size", [ROLLOUT, ROLLOUT // 4])
+def test_epochs_learn_the_same_from_batches_made_anew(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained() -> Any:
+        model = make_model(4, {}, n_steps=STEPS, n_epochs=3, batch_size=batch_size, target_kl=None)
+        model.learn(2 * ROLLOUT)
+        return parameters_of(model)
+
+    kept = trained()
+    monkeypatch.setattr(updates, "_epochs", lambda n, minibatches: chain.from_iterable(minibatches() for _ in range(n)))
+    assert same(kept, trained())
 
 
 # ---------------------------------------------------------------- wrong values
