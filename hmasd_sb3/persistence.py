@@ -34,6 +34,7 @@ from hmasd_sb3.saving.run_state import (
 )
 from hmasd_sb3.saving.trees import tree_to_bytes
 from hmasd_sb3.validation import InvalidTransitionError, check_device, nearest
+from hmasd_sb3.wrappers import make_team_vec_env
 
 _logger = logging.getLogger("hmasd_sb3")
 Self = TypeVar("Self", bound="PersistentAlgorithm")
@@ -145,7 +146,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         """Load a model. No code from the file is run, unless ``trust`` allows it.
 
         :param path: what was given to ``save``
-        :param env: environment to go on in; not needed for playing. A ``VecNormalize`` around it gets its statistics back
+        :param env: environment to go on in, or a registered id, of which as many are made as there were; not needed for
+            playing. A ``VecNormalize`` around it gets its statistics back
         :param device: where the networks go
         :param custom_objects: hyperparameters to use in place of those in the file; other names are ignored
         :param print_system_info: print this system's versions and the file's
@@ -175,6 +177,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
             print(f"== SAVED MODEL SYSTEM INFO ==\n{json.dumps(archive.manifest['versions'], indent=2)}")
         contents = ModelFile(path, archive, trust, cls)
         given = {**{key: value for key, value in (custom_objects or {}).items() if key in names}, **kwargs}
+        if isinstance(env, str):
+            env = make_team_vec_env(env, contents.n_envs)
         model: Self = contents.build(env, device, given)
         model._restore(contents)
         if force_reset and model._saved_run is not None:

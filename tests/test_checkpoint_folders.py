@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from full_disks import FullFor
+from resumable import make_env, make_run
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from teams import FAST, make_model, parameters_of, random_team_vec_env, same
 
-from hmasd_sb3 import HMASD
+from hmasd_sb3 import HMASD, make_team_vec_env
 from hmasd_sb3.monitoring import CheckpointFolder, TrainingCheckpoint
+from hmasd_sb3.sync import SyncError
 
 ROLLOUT = 48
 
@@ -138,3 +140,34 @@ def test_networks_that_were_not_evaluated_are_not_the_best(tmp_path: Path) -> No
     evaluation.eval_freq = 10**6
     model.learn(ROLLOUT, callback=[evaluation, TrainingCheckpoint(tmp_path, ROLLOUT)], reset_num_timesteps=False)
     assert CheckpointFolder(tmp_path).best() is None
+
+
+def test_going_on_from_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_run("masked", make_env("masked")).learn(4 * ROLLOUT, callback=TrainingCheckpoint(tmp_path, ROLLOUT, keep_last=9))
+    folder = CheckpointFolder(tmp_path)
+    kept = {path.name: path.read_bytes() for path in folder.newer_than(ROLLOUT)}
+    assert len(kept) == 3
+    model = HMASD.load(folder.path_for(ROLLOUT), env=make_env("masked"))
+    model.learn(ROLLOUT, callback=TrainingCheckpoint(tmp_path, ROLLOUT, keep_last=9), reset_num_timesteps=False)
+    (aside,) = tmp_path.glob("set_aside_*")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == kept
+    assert f"Later checkpoints were moved to {aside}" in caplog.text
+    assert [path.name[-7:-4] for path in folder.all()] == ["000", "048", "096"]
+
+
+def test_what_cannot_be_resumed_is_told_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_model().learn(ROLLOUT, callback=TrainingCheckpoint(tmp_path / "a", ROLLOUT))
+    (message,) = [record.message for record in caplog.records if "new episodes" in record.message]
+    assert "RandomTeam" in message
+    caplog.clear()
+    make_run("masked", make_env("masked")).learn(ROLLOUT, callback=TrainingCheckpoint(tmp_path / "b", ROLLOUT))
+    assert "new episodes" not in caplog.text
+
+
+def test_a_model_is_loaded_with_the_id_of_its_game(tmp_path: Path) -> None:
+    env = make_team_vec_env("AliceAndBob-v0", 3, seed=0)
+    HMASD("MlpPolicy", env, **FAST).save(tmp_path / "model")
+    loaded = HMASD.load(tmp_path / "model", env="AliceAndBob-v0")
+    assert loaded.env.num_envs == 3
+    with pytest.raises(SyncError, match=r"no observation to decide on yet. Call start_cycle"):
+        loaded.decide()

@@ -92,8 +92,8 @@ def _go_on(folder: RunFolder, request: Request, checkpoint: Path | None) -> Plan
             raise InputError(f"{folder.checkpoints}: every checkpoint in it is damaged. Start a new run without --resume.")
         if folder.finished or folder.evaluations.exists():
             raise InputError(
-                f"{folder.checkpoints}: holds no checkpoint any more, though the run had come further. Put one back, or start a new "
-                "run without --resume."
+                f"{folder.checkpoints}: holds no checkpoint any more, though the run had come further. Put one back, or start "
+                "a new run without --resume."
             )
         return Plan(config, folder, None, f"The run in {folder.path} has no checkpoint yet: it begins again.")
     return Plan(config, folder, checkpoint, "")
