@@ -29,5 +29,5 @@ def test_other_callbacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     new = CheckpointCallback(10**6, str(tmp_path))
     loaded.learn(48, callback=new, reset_num_timesteps=False)
     assert new.n_calls == 12
-    (message,) = [record.message for record in caplog.records if "callbacks" in record.message]
+    (message,) = [record.message for record in caplog.records if "callback" in record.message]
     assert message == "The callback EvalCallback of the saved run is not there now: what it remembered is dropped."

@@ -53,6 +53,11 @@ class RunFolder:
         """Whether the run has come to its end."""
         return self.model.exists()
 
+    @property
+    def has_results(self) -> bool:
+        """Whether the run has come so far that something was logged or evaluated, which is later than its first checkpoint."""
+        return self.evaluations.exists() or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+
     def read_config(self) -> RunConfig:
         """What decides the run.
 

@@ -90,7 +90,7 @@ def _go_on(folder: RunFolder, request: Request, checkpoint: Path | None) -> Plan
     if checkpoint is None:
         if any(folder.checkpoints.glob("checkpoint_*.zip")):
             raise InputError(f"{folder.checkpoints}: every checkpoint in it is damaged. Start a new run without --resume.")
-        if folder.finished or folder.evaluations.exists():
+        if folder.finished or folder.has_results:
             raise InputError(
                 f"{folder.checkpoints}: holds no checkpoint any more, though the run had come further. Put one back, or start "
                 "a new run without --resume."
