@@ -1,9 +1,9 @@
 """Hyperparameters and spaces as plain data (JSON) and back, without ever running code that a file brings along.
 
 Numbers, texts, paths, containers, arrays and spaces are written out. A class is written as its name; only optimizer and
-network classes are taken back, and only from modules that are already imported, since importing one runs it. Schedule objects of this
-package and of Stable-Baselines3 are written as their numbers. Whatever else there may be, such as a function
-as a schedule, cannot be plain data: it comes back as :class:`NotInFile`, which says what to do about it.
+network classes are taken back, and only from modules that are already imported, since importing one runs it. Schedule
+objects of this package and of Stable-Baselines3 are written as their numbers. Whatever else there may be, such as a
+function as a schedule, cannot be plain data: it comes back as :class:`NotInFile`, which says what to do about it.
 """
 
 from __future__ import annotations
