@@ -307,7 +307,7 @@ def test_training_goes_on_while_the_disk_is_full(
     with monkeypatch.context() as patch:
         model.learn(6 * ROLLOUT, callback=[checkpoint, FullFor(patch, range(3, 5))])
     assert [path.name[-7:-4] for path in CheckpointFolder(tmp_path).all()] == ["000", "048", "096", "240", "288"]
-    messages = [record.message for record in caplog.records]
+    messages = [record.message for record in caplog.records if "new episodes" not in record.message]
     assert len(messages) == 2
     assert "checkpoint_000000000144.zip could not be written: No space left on device" in messages[0]
     assert "Training goes on and tries again" in messages[0]

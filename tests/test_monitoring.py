@@ -1,5 +1,6 @@
 """Learning curves and recorded episodes: what they say must be what happened."""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,13 @@ from PIL import Image
 from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from teams import make_model, random_team_vec_env
 
 from hmasd_sb3.monitoring import SkillChoice, plot_learning_curve, plots, record_episode, wilson_interval
 from hmasd_sb3.monitoring.captions import Caption, Skills, draw_frame
+from hmasd_sb3.monitoring.evaluation import ReportingEvalCallback
 from hmasd_sb3.monitoring.optional import import_optional
+from hmasd_sb3.monitoring.stopping import StopRequest
 from hmasd_sb3.monitoring.video import read_skills
 
 EPISODE_LENGTH = 7
@@ -278,6 +282,19 @@ def write_evaluations(folder: Path, results: np.ndarray, **extra: np.ndarray) ->
     timesteps = 1000 * np.arange(1, len(results) + 1)
     np.savez(path, timesteps=timesteps, results=results, ep_lengths=np.ones_like(results), **extra)
     return path
+
+
+def test_evaluations_are_on_the_disk_before_they_take_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    evaluation = ReportingEvalCallback(
+        random_team_vec_env(2), StopRequest(), n_eval_episodes=2, eval_freq=12, log_path=str(tmp_path)
+    )
+    make_model().learn(48, evaluation)
+    assert done == ["fsync", "replace"]
+    assert (tmp_path / "evaluations.npz").is_file()
 
 
 class TestOptionalPackages:

@@ -1,7 +1,8 @@
-"""Arguments of unusual but legal types: a model made with them trains, is saved without noise, and comes back with them."""
+"""Values of unusual but legal types: a model made with them trains, is saved without noise, and comes back with them."""
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from teams import make_model, random_team_vec_env
 
 from hmasd_sb3 import HMASD
 from hmasd_sb3.monitoring import CheckpointFolder, TrainingCheckpoint
+from hmasd_sb3.saving.trees import tree_from_bytes, tree_to_bytes
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,36 @@ def test_checkpoints_are_ordered_by_their_steps(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.name for path in folder.all()] == names
     assert [path.name for path in folder.newer_than(1000)] == names[2:]
+
+
+def test_what_is_no_number_in_log_and_episodes_is_no_reason_not_to_save(tmp_path: Path) -> None:
+    odd = {"text": np.str_("a"), "time": np.datetime64("2020"), "complex": np.complex64(1j), "long": np.longdouble(1)}
+    model = make_model().learn(48)
+    model.ep_info_buffer.append({"r": np.float32(1.5), "l": 3, **odd})
+    for name, value in odd.items():
+        model.logger.record(name, value)
+    model.logger.record("number", np.float32(0.1))
+    model.save(tmp_path / "model")
+    loaded = HMASD.load(tmp_path / "model", env=random_team_vec_env())
+    assert loaded.ep_info_buffer[-1] == {"r": np.float32(1.5), "l": 3}
+    assert loaded._saved_run is not None
+    pending = loaded._saved_run["logger"]["pending"]
+    assert pending["number"][0] == np.float32(0.1)
+    assert not set(odd) & set(pending)
+
+
+def test_single_numbers_keep_their_types_and_are_small() -> None:
+    # Evaluations leave three such numbers for each episode, so that a checkpoint may hold tens of thousands.
+    numbers = [np.float32(0.1), np.float64(np.inf), np.float16(0.1), np.int32(-3), np.uint64(2**64 - 1), np.bool_(True)]
+    back = tree_from_bytes(tree_to_bytes(numbers))
+    assert [(type(number), number) for number in back] == [(type(number), number) for number in numbers]
+    many = 1000
+    assert len(tree_to_bytes(numbers * many)) < 40 * len(numbers) * many
+
+
+@pytest.mark.parametrize("content", [("O", 1), ("<U3", 1), ("<f4", "x"), ("<i4", [1]), ("<f4", None), 3, ()])
+def test_single_numbers_that_are_none(content: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        stream = io.BytesIO()
+        th.save({"$scalar": content}, stream)
+        tree_from_bytes(stream.getvalue())

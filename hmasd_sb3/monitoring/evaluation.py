@@ -106,10 +106,15 @@ class ReportingEvalCallback(EvalCallback):
             go_on = False
             self._owed = self._seed is not None
         if len(self.evaluations_timesteps) > n_evaluations:
-            os.replace(f"{self.log_path}.npz", self._evaluations)
+            self._put_in_place(Path(f"{self.log_path}.npz"))
             self._report()
         self.seconds += time.perf_counter() - started
         return go_on
+
+    def _put_in_place(self, written: Path) -> None:
+        with written.open("r+b") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its content
+        os.replace(written, self._evaluations)
 
     def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         if self._stop.requested:

@@ -16,6 +16,7 @@ from stable_baselines3.common import callbacks as sb3
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from hmasd_sb3.saving.trees import is_single
 from hmasd_sb3.wrappers.states import EnvStateError, collect_env_state, restore_episodes, restore_normalizer
 
 _logger = logging.getLogger("hmasd_sb3")
@@ -124,7 +125,7 @@ def logger_state(logger: Logger) -> dict[str, Any]:
     pending = {
         key: (value, logger.name_to_count.get(key, 0), logger.name_to_excluded.get(key, ()))
         for key, value in logger.name_to_value.items()
-        if isinstance(value, bool | int | float | str | np.generic)  # pictures and the like are recorded again
+        if is_single(value)  # pictures and the like are recorded again
     }
     outputs = [
         {"class": _class_of(output), "state": output.state_dict()}

@@ -18,7 +18,7 @@ from hmasd_sb3.buffers import SkillRolloutBuffer
 from hmasd_sb3.saving.callback_states import callback_states, logger_state, restore_callbacks, restore_logger
 from hmasd_sb3.saving.checks import COUNTERS, ROLLOUT_ARRAYS
 from hmasd_sb3.saving.generators import global_generators_state, restore_global_generators
-from hmasd_sb3.saving.trees import tree_to_bytes
+from hmasd_sb3.saving.trees import is_single, tree_to_bytes
 from hmasd_sb3.type_aliases import SkillState, TerminalRow
 from hmasd_sb3.validation import SCHEDULED
 from hmasd_sb3.wrappers.states import EnvStateError, collect_env_state, restore_episodes, restore_normalizer
@@ -131,7 +131,7 @@ def _stateful_schedules(model: PersistentAlgorithm) -> dict[str, Any]:
 
 def _numbers(info: dict[str, Any]) -> dict[str, Any]:
     """What an episode reported, as far as it can be averaged."""
-    return {key: value for key, value in info.items() if isinstance(value, bool | int | float | str | np.generic)}
+    return {key: value for key, value in info.items() if is_single(value)}
 
 
 # ------------------------------------------------------------------ putting back

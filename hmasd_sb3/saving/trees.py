@@ -13,6 +13,8 @@ import torch as th
 _ARRAY = "$array"
 _BYTES = "$bytes"
 _SCALAR = "$scalar"
+_NUMBERS = "biuf"
+_LARGEST_EXACT = 8  # bytes of a number that Python's own hold exactly
 
 
 def tree_to_bytes(tree: Any) -> bytes:
@@ -35,6 +37,13 @@ def tree_from_bytes(data: bytes, device: th.device | str = "cpu") -> Any:
     return _from_tensors(th.load(io.BytesIO(data), map_location=device, weights_only=True))
 
 
+def is_single(value: Any) -> bool:
+    """Whether a value is a single number or text that can be written."""
+    if isinstance(value, np.generic):
+        return value.dtype.kind in _NUMBERS and value.dtype.itemsize <= _LARGEST_EXACT
+    return isinstance(value, bool | int | float | str)
+
+
 def _check_format(data: bytes) -> None:
     """Let only what ``torch.save`` writes today come to ``torch.load``.
 
@@ -54,12 +63,15 @@ def _to_tensors(tree: Any, place: str) -> Any:
     if isinstance(tree, th.Tensor):
         return tree.detach().clone()
     if isinstance(tree, np.generic):
-        # Kept in its own type, as a mean of single-precision numbers differs from that of double-precision ones.
-        return {_SCALAR: _to_tensors(np.asarray(tree), place)}
+        # Kept in its own type, as a mean of single-precision numbers differs from that of double-precision ones. No tensor
+        # of its own: callbacks remember tens of thousands.
+        if not is_single(tree):
+            raise TypeError(f"{place} is a single {tree.dtype}; of NumPy's, only numbers of up to 64 bits can be stored.")
+        return {_SCALAR: (tree.dtype.str, tree.item())}
     if isinstance(tree, bytes):
         return {_BYTES: _raw(tree)}
     if isinstance(tree, np.ndarray):
-        if tree.dtype.kind not in "biuf":
+        if tree.dtype.kind not in _NUMBERS:
             raise TypeError(f"{place} is an array of {tree.dtype}; only arrays of numbers can be stored.")
         return {_ARRAY: (tree.dtype.str, tuple(tree.shape), _raw(np.ascontiguousarray(tree).tobytes()))}
     if isinstance(tree, dict):
@@ -86,7 +98,7 @@ def _from_tensors(tree: Any) -> Any:
         if set(tree) == {_BYTES}:
             return tree[_BYTES].cpu().numpy().tobytes()
         if set(tree) == {_SCALAR}:
-            return _from_tensors(tree[_SCALAR])[()]
+            return _scalar(*tree[_SCALAR])
         if set(tree) == {_ARRAY}:
             dtype, shape, raw = tree[_ARRAY]
             return np.frombuffer(raw.cpu().numpy().tobytes(), dtype=np.dtype(dtype)).reshape(shape).copy()
@@ -96,3 +108,10 @@ def _from_tensors(tree: Any) -> Any:
     if isinstance(tree, tuple):
         return tuple(_from_tensors(part) for part in tree)
     return tree
+
+
+def _scalar(dtype: str, value: bool | int | float) -> Any:
+    kind = np.dtype(dtype)
+    if kind.kind not in _NUMBERS or not isinstance(value, bool | int | float):
+        raise ValueError(f"{value!r} is no number of the type {dtype!r}")
+    return kind.type(value)
