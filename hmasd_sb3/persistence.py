@@ -103,7 +103,7 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
 
     def _parts(self, exclude: set[str]) -> dict[str, bytes]:
         writer = PlainWriter(self._current_progress_remaining)
-        values = {name: getattr(self, ATTRIBUTES.get(name, name)) for name in hyperparameter_names(type(self))}
+        values = {name: self._argument(name) for name in hyperparameter_names(type(self))}
         plain = {
             "policy_class": name_of(type(self.policy)),
             "n_envs": self.n_envs,
@@ -128,6 +128,15 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
                 " and ".join(sorted({place.partition(".")[0] for place in writer.left_out})),
             )
         return parts
+
+    def _argument(self, name: str) -> Any:
+        attribute = ATTRIBUTES.get(name, name)
+        if not hasattr(self, attribute):
+            raise ValueError(
+                f"{type(self).__name__} takes the argument {name!r} and has no attribute of that name, so a file cannot "
+                f"hold it. Keep it as self.{name}."
+            )
+        return getattr(self, attribute)
 
     # ------------------------------------------------------------------ loading
 

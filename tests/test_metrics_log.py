@@ -66,7 +66,7 @@ def test_going_back_leaves_no_line_out_and_none_twice(path: Path) -> None:
     second.load_state_dict(json.loads(json.dumps(state)))
     second.write({"x": 20}, {}, 2)
     assert [line["x"] for line in lines_of(path)] == [1, 20]
-    assert second.state_dict() == {"position": path.stat().st_size}
+    assert second.state_dict() == {"position": path.stat().st_size, "waiting": []}
 
 
 def test_a_log_that_lost_lines_is_gone_on_with_and_said_so(path: Path) -> None:
@@ -109,3 +109,35 @@ def test_tensorboard_shows_no_step_twice(tmp_path: Path) -> None:
     events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("x")] == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
+
+
+def test_lines_wait_while_the_disk_is_full(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards: a line of the log that ended hours of training; half a line; a line that a resumed run misses."""
+    output = JsonLinesOutput(path)
+    output.write({"a": 1.0}, {}, 10)
+    file, length = output._file, path.stat().st_size
+
+    class Full:
+        def __getattr__(self, name: str) -> object:
+            return getattr(file, name)
+
+        def write(self, data: bytes) -> int:
+            file.write(data[:5])
+            return 5
+
+    output._file = Full()
+    output.write({"a": 2.0}, {}, 20)
+    output.write({"a": 3.0}, {}, 30)
+    assert path.stat().st_size == length, "no half of a line"
+    state = output.state_dict()
+    assert state["position"] == length
+    assert [record.levelname for record in caplog.records] == ["ERROR"], "said once"
+    output._file = file
+    output.write({"a": 4.0}, {}, 40)
+    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1.0, 2.0, 3.0, 4.0]
+    output.close()
+    resumed = JsonLinesOutput(path)
+    resumed.load_state_dict(state)
+    resumed.write({"a": 4.0}, {}, 40)
+    resumed.close()
+    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1.0, 2.0, 3.0, 4.0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
 import os
 import warnings
@@ -15,6 +17,7 @@ from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat, f
 
 from hmasd_sb3.monitoring.optional import import_optional
 
+_logger = logging.getLogger("hmasd_sb3")
 _NON_FINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
@@ -32,7 +35,10 @@ class JsonLinesOutput(KVWriter):
     def __init__(self, path: str | Path, step_key: str = "step") -> None:
         self.path = Path(path)
         self.step_key = step_key
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
+        self._waiting: list[bytes] = []
+        """Lines that found no room on the disk, until it has some."""
+        self._failing = False
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Add one line.
@@ -45,16 +51,33 @@ class JsonLinesOutput(KVWriter):
         for name, value in sorted(filter_excluded_keys(key_values, key_excluded, "json").items()):
             if isinstance(value, np.ndarray | np.generic | th.Tensor | int | float | str) or value is None:
                 line[name] = _as_json(value)
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        self._waiting.append(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._write_waiting()
 
-    def state_dict(self) -> dict[str, int]:
-        """``{"position": bytes}``: how long the file is now. What it holds is on the disk when this returns."""
-        self._file.flush()
+    def _write_waiting(self) -> None:
+        """Write what waits, whole lines or nothing: a full disk is no reason to end a training."""
+        length = self._file.seek(0, os.SEEK_END)
+        lines = b"".join(self._waiting)
+        try:
+            if self._file.write(lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._file.truncate(length)
+            if not self._failing:
+                _logger.error("%s cannot be written: %s. Its lines wait until it can.", self.path, error.strerror or error)
+            self._failing = True
+            return
+        self._waiting, self._failing = [], False
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long the file is now (``position``, bytes), and the lines that wait to be written.
+
+        What the file holds is on the disk when this returns.
+        """
         os.fsync(self._file.fileno())
-        return {"position": self._file.tell()}
+        return {"position": self._file.seek(0, os.SEEK_END), "waiting": list(self._waiting)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a length that :meth:`state_dict` returned: later lines are cut off, as they will be written again.
 
         :raises ValueError: if the position is not a whole number of at least 0
@@ -74,9 +97,13 @@ class JsonLinesOutput(KVWriter):
             position = self._end_of_last_line()
         self._file.truncate(position)
         self._file.seek(position)
+        self._waiting = [bytes(line) for line in state.get("waiting", [])]
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; lines for which there is still no room are lost, and their number is logged."""
+        self._write_waiting()
+        if self._waiting:
+            _logger.error("%d lines of %s found no room on the disk and are lost.", len(self._waiting), self.path)
         self._file.close()
 
     def _end_of_last_line(self) -> int:
