@@ -72,7 +72,7 @@ def watch(model: HMASD, clocks: Clocks) -> Callable[[], None]:
 
     :return: takes them off the package's functions again
     """
-    functions = {"evaluate_rollout": "rewards, values, advantages", "check_rollout_finite": "rewards, values, advantages"}
+    functions = {"evaluate_rollout": "rewards, values, advantages"}
     functions |= {"log_rollout": "report and log", "log_update": "report and log"}
     functions |= {f"update_{network}": f"update {network}: {LEARNING[0]}" for network in NETWORKS}
     originals = {name: getattr(algorithm, name) for name in functions}

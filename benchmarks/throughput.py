@@ -172,7 +172,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
         colours = ["tab:orange" if name.startswith("HMASD") else "tab:gray" for name in rates]
         axes.bar(range(len(rates)), medians, yerr=ranges, capsize=3, color=colours)
         labels = [name.replace(", ", ",\n") for name in rates]
-        axes.set_xticks(range(len(rates)), labels, fontsize=7)
+        axes.set_xticks(range(len(rates)), labels, fontsize=6)
         axes.tick_params(axis="y", labelsize=7)
         axes.set_title(title, fontsize=8)
     figure.supylabel("environment steps per second", fontsize=8)
