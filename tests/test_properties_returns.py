@@ -160,7 +160,9 @@ def test_low_level_advantages_and_returns(script: Script) -> None:
         by_env = [low_level(script, expected[env], found, env, offset) for env in range(script.n_envs)]
         values = np.array([level.values for level in by_env]).swapaxes(0, 1)
         raw = np.array([level.advantages for level in by_env]).swapaxes(0, 1)
-        np.testing.assert_allclose(found.buffer.values, values, rtol=1e-5, atol=1e-4)
+        # The network's outputs agree to 1e-4 in their own unit, which is `scale` in reward units.
+        rounding = 1e-4 * max(1.0, found.low[1])
+        np.testing.assert_allclose(found.buffer.values, values, rtol=1e-5, atol=rounding)
         np.testing.assert_allclose(found.buffer.returns, raw + values - offset, rtol=1e-5, atol=1e-4)
         counting = [
             raw[t, env, agent]
