@@ -18,7 +18,7 @@ from hmasd_sb3.running.hyperparameters import (
 )
 from hmasd_sb3.running.literals import as_plain, read_integer, read_mapping
 from hmasd_sb3.running.options import TrainOptions
-from hmasd_sb3.running.yaml_file import Given, read_assignment, read_section
+from hmasd_sb3.running.yaml_file import Given, names_of_sections, read_assignment, read_section
 from hmasd_sb3.validation import nearest, resolve_batch_size
 
 # Exact resuming needs the counts that the file may also set to come from one place only.
@@ -78,17 +78,27 @@ class Request:
     hyperparameters: dict[str, Any]
     from_file: bool
     """Whether a YAML file was read, which then gives all hyperparameters: those it leaves out are at their defaults."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Where arguments of the game were given, by name."""
+    note: str = ""
+    """One line about what was taken without being asked for."""
 
 
-def read_request(options: TrainOptions) -> Request:
+def read_request(options: TrainOptions, base: RunConfig | None = None) -> Request:
     """Put together what a command asks for. The command line goes before the file, the file before the defaults.
 
+    :param base: the run to repeat, which stands in the place of a file
     :raises InputError: for the first thing that is wrong, naming file, line, key, value met and the nearest valid name
     """
-    env = RunConfig.env if options.env is None else options.env
+    env, note = _env_of(options, base)
     if not env.strip():
         raise InputError("--env must be an id such as AliceAndBob-v0 or a place such as package.module:function, got ''.")
     settings = {} if options.config is None else read_section(options.config, env)
+    if base is not None:
+        values = {name: getattr(base, name) for name in ("policy", "normalize", "env_kwargs")}
+        settings = {
+            name: Given(value, f"--from {options.from_run}") for name, value in {**values, **base.hyperparameters}.items()
+        }
     for text in options.assignments:
         name, value = read_assignment(text)
         if name in _OPTION_OF:
@@ -96,13 +106,33 @@ def read_request(options: TrainOptions) -> Request:
         settings[name] = value
     given, hyperparameters = _read_settings(settings)
     for name in ("env", "seed", "total_timesteps", "n_envs", "n_workers", "eval_freq", "eval_episodes"):
+        if base is not None:
+            given[name] = getattr(base, name)
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)
+    if env != RunConfig.env:
+        given["env"] = env
     if options.config is not None:  # what a file leaves out is at its default, which is a decision too
         given = {"policy": RunConfig.policy, "normalize": False, "env_kwargs": {}, **given}
     config = RunConfig(**given, hyperparameters=hyperparameters)
     _check_together(config, settings)
-    return Request(config, given, hyperparameters, options.config is not None)
+    places = {} if "env_kwargs" not in settings else settings["env_kwargs"].inner
+    places = {name: places.get(name, settings["env_kwargs"].where) for name in config.env_kwargs}
+    return Request(config, given, hyperparameters, options.config is not None or base is not None, places, note)
+
+
+def _env_of(options: TrainOptions, base: RunConfig | None) -> tuple[str, str]:
+    """The game that is meant, and a note if the file decided that."""
+    if options.env is not None:
+        return options.env, ""
+    if base is not None:
+        return base.env, ""
+    names = [] if options.config is None else names_of_sections(options.config)
+    if len(names) == 1 and names[0] != RunConfig.env:
+        return names[0], f"{options.config} has settings for {names[0]} alone, so that is the environment."
+    if names and RunConfig.env not in names:
+        raise InputError(f"{options.config}: has entries for {names}; choose one of them by --env.")
+    return RunConfig.env, ""
 
 
 def check_no_contradiction(request: Request, config: RunConfig, where: str) -> RunConfig:
@@ -145,7 +175,7 @@ def _read_settings(settings: dict[str, Given]) -> tuple[dict[str, Any], dict[str
         "env_kwargs": ("env_kwargs", _read_plain_mapping),
     }
     given, hyperparameters = {}, {}
-    for name, (value, where) in settings.items():
+    for name, (value, where, _) in settings.items():
         try:
             if name in readers:
                 target, read = readers[name]

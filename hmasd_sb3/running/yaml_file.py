@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.validation import nearest
+
+T = TypeVar("T")
+_Entries = dict[str, tuple[yaml.Node, yaml.Node]]
 
 
 class Given(NamedTuple):
@@ -17,6 +21,8 @@ class Given(NamedTuple):
     value: Any
     where: str
     """For error messages: "file.yml, line 3" or "--set"."""
+    inner: dict[str, str] = {}  # noqa: RUF012  (never changed)
+    """Where each entry of a mapping is."""
 
 
 def read_section(path: Path, env: str) -> dict[str, Given]:
@@ -28,6 +34,31 @@ def read_section(path: Path, env: str) -> dict[str, Given]:
     :raises InputError: if the file cannot be read, is no YAML, holds tags that would run code or repeats a key, or has no
         entry for ``env``; naming file and line
     """
+
+    def read(loader: yaml.SafeLoader, sections: _Entries) -> dict[str, Given]:
+        if env not in sections:
+            known = list(sections)
+            raise InputError(f"{path}, line 1: has no entry for {env!r}; it has {known}.{nearest(env, known)}")
+        _, node = sections[env]
+        entries = _entries(loader, node, str(path), repr(env), "settings, such as 'n_envs: 32'")
+        return {
+            name: Given(loader.construct_object(value, deep=True), _at(path, key.start_mark), _inner(path, value))
+            for name, (key, value) in entries.items()
+        }
+
+    return _read(path, read)
+
+
+def names_of_sections(path: Path) -> list[str]:
+    """The environment ids that a file has entries for.
+
+    :raises InputError: as :func:`read_section`
+    """
+    return _read(path, lambda _, sections: list(sections))
+
+
+def _read(path: Path, use: Callable[[yaml.SafeLoader, _Entries], T]) -> T:
+    """Open a file, hand over its sections, and say what is wrong with it by file and line."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -38,16 +69,7 @@ def read_section(path: Path, env: str) -> dict[str, Given]:
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
-        sections = _entries(loader, root, str(path), "the file", "environment ids, each with its settings below it")
-        if env not in sections:
-            known = list(sections)
-            raise InputError(f"{path}, line 1: has no entry for {env!r}; it has {known}.{nearest(env, known)}")
-        _, node = sections[env]
-        entries = _entries(loader, node, str(path), repr(env), "settings, such as 'n_envs: 32'")
-        return {
-            name: Given(loader.construct_object(value, deep=True), _at(path, key.start_mark))
-            for name, (key, value) in entries.items()
-        }
+        return use(loader, _entries(loader, root, str(path), "the file", "environment ids, each with its settings below it"))
     except yaml.MarkedYAMLError as error:
         what = " ".join(part for part in (error.problem, _tag_hint(error)) if part)
         raise InputError(f"{_at(path, error.problem_mark or error.context_mark)}: {what}.") from error
@@ -93,6 +115,13 @@ def _entries(
         seen.add(key.value)
     loader.flatten_mapping(node)
     return {key.value: (key, value) for key, value in node.value}
+
+
+def _inner(path: Path, node: yaml.Node) -> dict[str, str]:
+    """Where the entries of a mapping are."""
+    if not isinstance(node, yaml.MappingNode):
+        return {}
+    return {key.value: _at(path, key.start_mark) for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
 
 
 def _described(node: yaml.Node) -> str:
