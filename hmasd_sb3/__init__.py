@@ -25,7 +25,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Imported when they are first asked for, as torch takes a second or more: registering games and `hmasd --help` need none of it.
+# Imported when first asked for, as torch takes a second or more: registering games and `hmasd --help` need none of it.
 _HOMES = {
     "HMASD": "hmasd",
     "HMASDPolicy": "policies",

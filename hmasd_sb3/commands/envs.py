@@ -22,8 +22,8 @@ def envs(
 ) -> None:
     """List environments: agents, sizes, time limits, what has to be installed, recommended settings.
 
-    Listed are this package's own, JaxMARL's and MPE's through extras, cooperative ones registered with PettingZoo, and those that
-    the settings file of this package has an entry for. Any other goes by package.module:function; `hmasd check` tries it out.
+    Listed are this package's own, JaxMARL's and MPE's through extras, cooperative ones registered with PettingZoo, and those
+    that this package's settings file has an entry for. Others go by package.module:function; `hmasd check` tries them out.
     """
     raise end(lambda: _envs(name, quick), json_wanted=json)
 

@@ -49,8 +49,8 @@ def evaluate(
 ) -> None:
     """Play a saved model: return, success rate, episode length, and what its skills are used for.
 
-    Nothing is trained. Every environment plays a number of episodes that is settled beforehand, so that short ones count no more
-    than long ones. Intervals are for the mean over episodes of this one model: they say nothing about other seeds of training.
+    Nothing is trained. Every environment plays a number of episodes that is settled beforehand, so that short ones count no
+    more than long ones. Intervals are for the mean over this one model's episodes: they say nothing about other trainings.
     """
     given = {name: value for name, value in locals().items() if name != "json"}
     options = EvalOptions(**{**given, "assignments": assignments or []})

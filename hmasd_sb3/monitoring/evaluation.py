@@ -9,6 +9,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from hmasd_sb3.monitoring.progress import clock
 from hmasd_sb3.monitoring.stopping import StopRequest
 
 
@@ -130,6 +131,5 @@ class ReportingEvalCallback(EvalCallback):
         done = self.num_timesteps - self._first_timestep
         if remaining > 0 and done > 0:  # also said where no progress bar tells it, as in a log file
             elapsed = time.perf_counter() - self._started
-            minutes, seconds = divmod(round(elapsed * remaining / done), 60)
-            parts.append(f"about {minutes}:{seconds:02d} left")
+            parts.append(f"about {clock(elapsed * remaining / done)} left")
         print(f"{self.num_timesteps:>11,} steps: {', '.join(parts)}", flush=True)

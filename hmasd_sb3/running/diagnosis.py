@@ -105,7 +105,7 @@ def _computing() -> list[Fact]:
     except Exception:  # told above
         return facts
     omp = os.environ.get("OMP_NUM_THREADS")
-    threads = f"torch computes with {th.get_num_threads()} threads, OMP_NUM_THREADS is {'not set' if omp is None else omp}"
+    threads = f"threads of torch: {th.get_num_threads()}; OMP_NUM_THREADS is {'not set' if omp is None else omp}"
     if th.get_num_threads() > 1 and omp is None:
         remedy = (
             "`hmasd train` uses one, as networks this small wait longer for threads than they compute. In programs of your "

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from gymnasium.utils.env_checker import data_equivalence
 
+from hmasd_sb3.envs import JAXMARL_IDS
 from hmasd_sb3.running.blame import raised_by_environment
 from hmasd_sb3.running.config import RunConfig
 from hmasd_sb3.running.errors import InputError
@@ -42,7 +43,7 @@ class Finding(NamedTuple):
     """Something about a game that a person should know before a long run."""
 
     level: Level
-    """An "error" would ruin the training or end it; a "warning" makes it worse, or not repeatable; a "note" is good to know."""
+    """An "error" would ruin the training or end it, a "warning" makes it worse or not repeatable, a "note" is good to know."""
     convention: str
     """The rule that was broken, in a few words."""
     what: str
@@ -63,6 +64,8 @@ class TrialReport:
     seconds_per_step: float | None = None
     """Of one environment in this process, without the first steps; None if there were too few."""
     findings: list[Finding] = field(default_factory=list)
+    doing: str = "the first reset"
+    """What the game was asked for last."""
 
     def add(self, level: Level, convention: str, what: str, remedy: str) -> None:
         """Note a finding, once per convention."""
@@ -110,8 +113,8 @@ def try_environment(config: RunConfig, max_steps: int = MAX_STEPS, max_seconds: 
         except Exception as error:
             if not raised_by_environment(error):
                 raise
-            where = "the first reset" if not report.steps else f"step {report.steps:,} or the reset after it"
-            report.add("error", "no exceptions", f"{where} raised {type(error).__name__}: {error}", "Mend the game.")
+            what = f"{report.doing} raised {type(error).__name__}: {str(error).rstrip('.')}."
+            report.add("error", "no exceptions", what, "Mend the game.")
         finally:
             team.close()
     texts = dict.fromkeys(_plain(str(one.message)) for one in said if not issubclass(one.category, _OF_DEVELOPERS))
@@ -122,8 +125,10 @@ def try_environment(config: RunConfig, max_steps: int = MAX_STEPS, max_seconds: 
 def check_before_training(config: RunConfig) -> None:
     """Try the game of a run out and tell what was found.
 
-    :raises InputError: if something would ruin the run, or there is no such game; nothing was written
+    :raises InputError: if something would ruin the run; nothing was written
     """
+    if config.env in JAXMARL_IDS:  # this package's own, and compiled once more for the trial
+        return
     try:
         report = try_environment(config)
     except (ValueError, TypeError, ImportError, FileNotFoundError):
@@ -152,11 +157,13 @@ def _try(team: TrialTeam, config: RunConfig, report: TrialReport, max_steps: int
     observation, ended = first, False
     while report.steps < max_steps and sum(seconds) < max_seconds and not report.errors:
         if ended:
+            report.doing = f"the reset after step {report.steps:,}"
             observation, ended = team.reset(None), False
             _look_at_observation(team, observation, report, f"the observation after the reset at step {report.steps:,}")
             if report.errors:
                 return
         action = random_action(team.action_space, observation, rng)
+        report.doing = f"step {report.steps + 1:,}"
         started = time.perf_counter()
         step = team.step(action)
         seconds.append(time.perf_counter() - started)
@@ -229,6 +236,7 @@ def _look_at_ends(team: TrialTeam, report: TrialReport, max_steps: int) -> None:
 
 def _look_at_repetition(team: TrialTeam, first: Any, actions: list[Any], answers: list[Step], report: TrialReport) -> None:
     """Whether the same seed and the same actions bring the same episode again."""
+    report.doing = "a second reset with the same seed, or a step after it,"
     if not data_equivalence(first, team.reset(_SEED)):
         report.add(
             "warning",

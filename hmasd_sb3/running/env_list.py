@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class EnvEntry:
     """Of one agent."""
     state: tuple[int, ...] | None = None
     actions: str | None = None
-    """ "5" for that many to choose from, "2 numbers" for continuous ones."""
+    """ "5" for that many to choose from, "2 continuous" for as many numbers."""
     masks: tuple[str, ...] = ()
     """Keys of masks in the observation."""
     time_limit: int | None = None
@@ -92,12 +93,12 @@ def recommended_settings() -> dict[str, dict[str, Any]]:
 def shipped_settings() -> Path | None:
     """The settings file that comes with this package."""
     try:
-        from hmasd_sb3.zoo.shipped import shipped_file
+        shipped = importlib.import_module("hmasd_sb3.zoo.shipped")
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("hmasd_sb3.zoo"):
             raise
         return None
-    return Path(shipped_file())
+    return Path(shipped.shipped_file())
 
 
 def _entry(env: str, source: str, settings: dict[str, Any] | None, with_sizes: bool) -> EnvEntry:
@@ -126,10 +127,8 @@ def _measured(env: str, source: str, venv: Any, settings: dict[str, Any] | None)
     assert isinstance(space, spaces.Dict)
     obs, state = space["obs"].shape, space["state"].shape
     assert obs is not None
-    if isinstance(action, spaces.MultiDiscrete):
-        actions = str(int(np.max(action.nvec)))
-    else:
-        actions = f"{action.shape[1]} numbers"
+    discrete = isinstance(action, spaces.MultiDiscrete)
+    actions = str(int(np.max(action.nvec))) if discrete else f"{action.shape[1]} continuous"
     return EnvEntry(
         env,
         source,

@@ -59,7 +59,9 @@ def evaluate_saved(options: EvalOptions) -> Played:
             stack.callback(env.close)
             model = HMASD.load(path, env=env)
         except (ValueError, TypeError, ImportError, OSError, ModelFileError) as error:
-            raise InputError(" ".join(str(error).split())) from error
+            text = " ".join(str(error).split())
+            shown = options.render and "render" in text
+            raise InputError(f"--render: {text}. (--gif writes an episode instead.)" if shown else text) from error
         _check_statistics(model, config, path)
         set_random_seed(seed)  # sampled actions are those of this seed, whatever happened before
         result = evaluate_skills(
@@ -200,11 +202,12 @@ def lines(played: Played) -> list[str]:
     """What a person reads."""
     result = played.result
     how = "most probable skills and actions" if played.deterministic else "sampled skills and actions"
+    spread = _between(result.return_interval, "bootstrap")
     out = [
         f"{played.model}, trained for {played.timesteps:,} environment steps, on {played.env}",
         f"{len(result.returns)} episodes, {how}, seed {played.seed}, {played.n_envs} environments side by side",
         "",
-        f"  mean return     {result.mean_return:8.3f} ± {result.std_return:.3f}{_between(result.return_interval, 'bootstrap')}",
+        f"  mean return     {result.mean_return:8.3f} ± {result.std_return:.3f}{spread}",
     ]
     if result.success_rate is None:
         out.append("  success rate    not reported by this game")

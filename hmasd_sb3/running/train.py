@@ -141,7 +141,7 @@ def serve(server: TensorBoardServer, folder: RunFolder, stack: ExitStack) -> Non
     server.logdir = folder.tensorboard
     try:
         stack.enter_context(server)
-    except InputError:
+    except BaseException:
         folder.remove_if_unused()
         raise
     print(f"TensorBoard is at {server.address} until the run ends.", flush=True)
