@@ -191,7 +191,11 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         ("env", "message"),
-        [("odd_games:not_a_team", "not a team environment"), ("nowhere:game", "cannot import 'nowhere'"), ("No-v0", "neither")],
+        [
+            ("odd_games:not_a_team", "not a team environment"),
+            ("nowhere:game", "cannot import 'nowhere'"),
+            ("No-v0", "neither"),
+        ],
     )
     def test_no_such_game(self, env: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert hmasd("check", "--env", env) == 2

@@ -91,7 +91,9 @@ class TestServer:
             pass
 
     def test_one_that_never_answers_is_ended(self, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tensorboard_server, "_PROGRAM", "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)")
+        monkeypatch.setattr(
+            tensorboard_server, "_PROGRAM", "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+        )
         monkeypatch.setattr(tensorboard_server, "START_SECONDS", 0.5)
         monkeypatch.setattr(tensorboard_server, "STOP_SECONDS", 0.1)
         with pytest.raises(InputError, match=r"did not answer within 0\.5 s"), TensorBoardServer(in_tmp):
@@ -146,7 +148,9 @@ class TestTrain:
         assert files_below(in_tmp) == []
 
     @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)]
+    )
     def test_the_real_one_ends_with_the_run(self, in_tmp: Path, number: signal.Signals, code: int) -> None:
         process = start(in_tmp, *WITH_SERVER, "--total-timesteps", LONG, "--run-dir", "r")
         assert process.stdout is not None

@@ -121,7 +121,7 @@ def train(
     ] = False,
     supervised: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Train a team. Everything goes into one folder: settings, checkpoints, metrics, evaluations, the model.
+    """Train a team: settings, checkpoints, metrics, evaluations and the model go into one folder.
 
     Ctrl-C or SIGTERM saves a checkpoint and ends; --resume goes on from it as if nothing had happened. A second Ctrl-C ends
     at once.
