@@ -94,7 +94,7 @@ def test_recommended_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
 def test_a_package_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(env_list, "shipped_settings", lambda: None)
-    assert [entry for entry in list_environments("alice", with_sizes=False)] == [EnvEntry("AliceAndBob-v0", "this package")]
+    assert list_environments("alice", with_sizes=False) == [EnvEntry("AliceAndBob-v0", "this package")]
 
 
 def test_no_such_name(capsys: pytest.CaptureFixture[str]) -> None:
