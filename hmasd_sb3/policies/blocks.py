@@ -67,7 +67,7 @@ class GELU(nn.GELU):
 
 def next_size(n_rows: int) -> int:
     """The smallest of the sizes 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ... (four per doubling) that holds ``n_rows``."""
-    step = 2 ** max((n_rows - 1).bit_length() - 3, 0)
+    step = 1 << max((n_rows - 1).bit_length() - 3, 0)
     return -(-n_rows // step) * step
 
 
