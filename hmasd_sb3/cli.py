@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from hmasd_sb3.commands import train
+from hmasd_sb3.commands import train, zoo
 
 app = typer.Typer(
     name="hmasd",
@@ -25,6 +25,7 @@ def commands() -> None:
 
 
 app.command(epilog=train.EXIT_CODES)(train.train)
+app.command(context_settings=zoo.CONTEXT, add_help_option=False)(zoo.zoo)
 
 
 def main() -> None:
