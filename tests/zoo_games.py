@@ -22,9 +22,7 @@ class PictureTeam(gym.Env[dict[str, Any], Any]):
         self.action_space = spaces.MultiDiscrete([3, 3])
         self._steps = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         self._steps = 0
         return self._observation(), {}

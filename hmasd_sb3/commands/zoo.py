@@ -48,7 +48,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "hmasd zoo PROGRAM --help lists a program's options. Settings come from the file that is shipped, or -conf FILE.yml.",
+            "hmasd zoo PROGRAM --help lists a program's options. Settings come from the shipped file, or from -conf FILE.yml.",
             f"The plotting programs also take {FIGURES} FOLDER, which writes figures instead of showing them.",
         ]
     )

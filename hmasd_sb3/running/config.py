@@ -76,14 +76,17 @@ class RunConfig:
         return config
 
     def same_run(self, other: RunConfig) -> bool:
-        """Whether both are the same but for the length of the training, and for what both took from the shipped file, which
-        may have changed since."""
-        common = set(self.shipped) & set(other.shipped)
-        names = [entry.name for entry in fields(self) if entry.name not in ("total_timesteps", "shipped", "hyperparameters")]
-        own, others = (
-            {name: value for name, value in config.hyperparameters.items() if name not in common} for config in (self, other)
-        )
-        return own == others and all(getattr(self, n) == getattr(other, n) for n in names if n not in common)
+        """Whether both are the same but for the length of the training, and for what nobody asked for: the shipped file, and
+        defaults, may have changed since."""
+        apart = {"total_timesteps", "shipped", "hyperparameters", *(set(self.shipped) & set(other.shipped))}
+        asked = {name for config in (self, other) for name in config.hyperparameters if name not in config.shipped}
+        return all(
+            getattr(self, entry.name) == getattr(other, entry.name) for entry in fields(self) if entry.name not in apart
+        ) and all(self.hyperparameter(name) == other.hyperparameter(name) for name in asked)
+
+    def hyperparameter(self, name: str) -> Any:
+        """What the run has of one of the constructor's arguments, as a plain value if it is one."""
+        return self.hyperparameters.get(name, plain_default_of(name))
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,9 @@ def read_request(options: TrainOptions) -> Request:
         shipped=sorted((taken.keys() - given.keys()) | (taken_hyperparameters.keys() - hyperparameters.keys())),
     )
     check_settings_together(config, {**shipped, **settings})
-    # A supervisor has said it already.
-    note = (
-        ""
-        if not shipped or options.supervised is not None
-        else f"Settings for {env} are those of {shipped_file()}, where nothing else is said."
-    )
+    note = ""
+    if shipped and options.supervised is None:  # else the supervisor has said it
+        note = f"Settings for {env} are those of {shipped_file()}, where nothing else is said."
     return Request(config, given, hyperparameters, options.config is not None, note)
 
 
@@ -161,7 +161,7 @@ def check_no_contradiction(request: Request, config: RunConfig, where: str) -> R
     if request.from_file:
         asked = {**{name: plain_default_of(name) for name in config.hyperparameters}, **asked}
     for name, value in asked.items():
-        own = config.hyperparameters.get(name, plain_default_of(name))
+        own = config.hyperparameter(name)
         if value != own:
             raise InputError(f"{name}={value!r} was given, but the run in {where} has {own!r}: {_REMEDY}.")
     return replace(

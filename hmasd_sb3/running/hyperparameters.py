@@ -121,7 +121,8 @@ def _read(name: str, value: Any, kinds: set[str]) -> Any:
             ends = _ends_of_line(value)
         except ValueError as error:
             raise ValueError(
-                f"{name} must be a number or a schedule such as 'lin_0.001' (linear to 0) or 'lin_0.001_0.0001', got {value!r}."
+                f"{name} must be a number or a schedule such as 'lin_0.001' (linear to 0) or 'lin_0.001_0.0001', "
+                f"got {value!r}."
             ) from error
         if not all(math.isfinite(end) for end in ends):
             raise ValueError(f"{name} must be finite, got {value!r}.")

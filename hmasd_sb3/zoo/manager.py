@@ -99,7 +99,8 @@ class TeamExperimentManager(ExperimentManager):
         except IndexError as error:
             raise InputError(f"--trial-id {trial_id}: the study {study_name} has no such trial.") from error
 
-    def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:
+    # The base class calls it as a method, and needs none of its attributes.
+    def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         if not self._ours:
             return dict(super()._preprocess_schedules(hyperparams))
         ours = {name: value for name, value in hyperparams.items() if name in NAMES}
@@ -130,7 +131,7 @@ class TeamExperimentManager(ExperimentManager):
     def create_callbacks(self) -> None:
         """As in the base class; every evaluation plays the episodes that it plays in ``hmasd train``."""
         users_own = len(self.callbacks)
-        super().create_callbacks()
+        super().create_callbacks()  # type: ignore[no-untyped-call]
         if not self._ours:
             return
         for callback in self.callbacks[users_own:]:
@@ -174,9 +175,8 @@ class TeamExperimentManager(ExperimentManager):
         except ValueError as error:
             if not self._failures or "No trials are completed" not in str(error):
                 raise
-            raise RuntimeError(
-                f"No trial came to an end. The first of {len(self._failures)} failures, {self._failures[0]}"
-            ) from error
+            first = self._failures[0]
+            raise RuntimeError(f"No trial came to an end. The first of {len(self._failures)} failures: {first}") from error
 
 
 class TrialNumber(int):

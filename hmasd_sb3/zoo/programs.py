@@ -32,7 +32,12 @@ PROGRAMS: dict[str, tuple[str, str | None, str]] = {
 PLOTS = ("plot-train", "all-plots", "plot-from-file")
 FIGURES = "--save-figures"
 """An option of our own for the plotting programs."""
-_NEEDS = {"plot": ("matplotlib", "pandas", "scipy", "seaborn"), "video": ("moviepy",), "search": ("pandas",)}
+_NEEDS = {
+    "plot": ("matplotlib", "pandas", "scipy", "seaborn"),
+    "video": ("moviepy",),
+    "search": ("pandas",),
+    "log": ("tensorboard",),
+}
 
 
 def run_program(name: str, arguments: Sequence[str]) -> int:
@@ -111,6 +116,8 @@ def _check_packages(name: str, arguments: Sequence[str]) -> None:
     needed = list(_NEEDS["plot"] if name in PLOTS else _NEEDS["video"] if name.startswith("record") else ())
     if "-optimize" in arguments or _has(arguments, "--optimize-hyperparameters", least=12):
         needed += _NEEDS["search"]
+    if "-tb" in arguments or _has(arguments, "--tensorboard-log"):
+        needed += _NEEDS["log"]
     if _asks_for_help(arguments):
         return
     for package in needed:

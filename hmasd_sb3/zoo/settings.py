@@ -81,9 +81,12 @@ def _read_own(name: str, value: Any) -> Any:
             raise ValueError(f"frame_stack must be a whole number of at least 1, got {value!r}.")
         return value
     try:
-        return dict(read_mapping(value))
+        arguments = dict(read_mapping(value))
     except ValueError as error:
         raise ValueError(f"{name} {error}.") from error
+    if isinstance(arguments.get("info_keywords"), list):  # of which SB3's Monitor takes tuples alone
+        arguments["info_keywords"] = tuple(arguments["info_keywords"])
+    return arguments
 
 
 def _places(name: str, value: Any) -> list[Any]:
