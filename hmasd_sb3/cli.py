@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from hmasd_sb3.commands import train, tune
+from hmasd_sb3.commands import train, tune, zoo
 
 app = typer.Typer(
     name="hmasd",
@@ -26,6 +26,7 @@ def commands() -> None:
 
 app.command(epilog=train.EXIT_CODES)(train.train)
 app.command(epilog=tune.EXIT_CODES)(tune.tune)
+app.command(context_settings=zoo.CONTEXT, add_help_option=False)(zoo.zoo)
 
 
 def main() -> None:

@@ -53,15 +53,16 @@ def train(options: TrainOptions, stop: StopRequest) -> int:
     :raises BaseException: whatever training raises; checkpoints written before are kept
     """
     plan = make_plan(options)
-    if plan.note:
-        print(plan.note, flush=True)
     if plan.done:
+        print(plan.note, flush=True)
         return DONE
     with_tensorboard = _use_tensorboard(options.tensorboard)
     with ExitStack() as stack:
         if plan.folder is not None:
             stack.enter_context(plan.folder.locked())
         model, eval_env = _build(plan, stack)
+        if plan.note:
+            print(plan.note, flush=True)
         folder = plan.folder or new_folder(plan.config, options.run_dir)
         if plan.folder is None:
             stack.enter_context(folder.locked())
