@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
-from hmasd_sb3.commands import train, tune, zoo
+import hmasd_sb3
+from hmasd_sb3.commands import check, doctor, envs, evaluate, train, tune, zoo
 
 app = typer.Typer(
     name="hmasd",
@@ -19,11 +21,25 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hmasd-sb3 {hmasd_sb3.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def commands() -> None:
+def commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
     """Train teams of agents with HMASD, hierarchical multi-agent skill discovery."""
 
 
+app.command(epilog=check.EXIT_CODES)(check.check)
+app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
+app.command()(envs.envs)
+app.command("eval", epilog=evaluate.EXIT_CODES)(evaluate.evaluate)
 app.command(epilog=train.EXIT_CODES)(train.train)
 app.command(epilog=tune.EXIT_CODES)(tune.tune)
 app.command(context_settings=zoo.CONTEXT, add_help_option=False)(zoo.zoo)
@@ -34,7 +50,11 @@ def main() -> None:
     # As with `python -m`: games of one's own are found in the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    app()
+    try:
+        app(prog_name="hmasd")
+    except KeyboardInterrupt:  # outside of any command
+        print("Stopped.", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

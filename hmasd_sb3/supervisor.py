@@ -33,6 +33,7 @@ class Supervisor:
     :param newest: the newest good checkpoint, by which progress is judged
     :param max_restarts: how often the training may be started again
     :param pause: waits so many seconds; for tests
+    :param stdout: file descriptor that the training prints to; None: this process' own
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Supervisor:
         newest: Callable[[], Path | None],
         max_restarts: int,
         pause: Callable[[float], None] | None = None,
+        stdout: int | None = None,
     ) -> None:
         self.command = command
         self.newest = newest
@@ -48,6 +50,7 @@ class Supervisor:
         self.stopped_by: signal.Signals | None = None
         """The first signal that came."""
         self._pause = pause or self._wait
+        self._stdout = stdout
         self._child: subprocess.Popen[bytes] | None = None
         self._to_hand_on = 0
         self._previous: dict[signal.Signals, Any] = {}
@@ -96,7 +99,9 @@ class Supervisor:
     def _run_once(self) -> int:
         # A session of its own keeps Ctrl-C from reaching the training twice: by the terminal and by this process. Its
         # input is a pipe that nothing is ever written to: it closes when this process ends, however that comes about.
-        self._child = subprocess.Popen(list(self.command()), stdin=subprocess.PIPE, start_new_session=True)
+        self._child = subprocess.Popen(
+            list(self.command()), stdin=subprocess.PIPE, stdout=self._stdout, start_new_session=True
+        )
         try:
             while True:
                 while self._to_hand_on:

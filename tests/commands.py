@@ -17,7 +17,18 @@ from hmasd_sb3 import HMASD, cli
 
 TESTS = Path(__file__).parent
 SMALL = [
-    *("--n-envs", "4", "--eval-freq", "96", "--eval-episodes", "4", "--checkpoint-freq", "48", "--no-tensorboard"),
+    *(
+        "--n-envs",
+        "4",
+        "--eval-freq",
+        "96",
+        "--eval-episodes",
+        "4",
+        "--checkpoint-freq",
+        "48",
+        "--no-tensorboard",
+        "--no-check",
+    ),
     *("--set", "n_steps=12", "--set", "n_epochs=1", "--set", "skill_n_epochs=1", "--set", "skill_interval=5"),
     *("--set", "sequence_length=4", "--set", "discriminator_n_updates=1", "--set", "discriminator_batch_size=16"),
     *("--set", "policy_kwargs={hidden_size: 16}", "--set", "device=cpu"),

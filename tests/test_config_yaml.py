@@ -162,7 +162,7 @@ def test_what_is_wrong_is_named_with_its_line(
         ("- 1\n- 2\n", "line 1: the file must hold environment ids.*got a list"),
         ("AliceAndBob-v0: 3\n", "line 1: 'AliceAndBob-v0' must hold settings.*got the value '3'"),
         ("AliceAndBob-v0:\n", "must hold settings.*got the value ''"),
-        ("AliceAndBo-v0:\n  gamma: 1\n", "no entry for 'AliceAndBob-v0'; it has .*Did you mean 'AliceAndBo-v0'"),
+        ("A-v0: {gamma: 1}\nB-v0: {gamma: 1}\n", r"has entries for \['A-v0', 'B-v0'\]; choose one of them by --env"),
         ("a: {}\n---\nb: {}\n", "line 2: but found another document"),
         ("\tAliceAndBob-v0: {}\n", "line 1: found character"),
         ("AliceAndBob-v0: \x01\n", "is no YAML"),

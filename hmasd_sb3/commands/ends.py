@@ -1,29 +1,84 @@
-"""How commands end when something is wrong: one line for the person, an exit code for programs."""
+"""How commands end: one line for the person if something is wrong, an exit code and, if asked for, JSON for programs."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from hmasd_sb3.running.errors import BROKE_DOWN, FAILED, NON_FINITE
+import typer
+
+from hmasd_sb3.running.errors import BROKE_DOWN, FAILED, NON_FINITE, SIGNAL_BASE, WRONG_INPUT, InputError
+from hmasd_sb3.running.files import as_json
+
+_SIGINT = 2
+
+
+class Outcome(NamedTuple):
+    """What became of a command."""
+
+    code: int
+    answer: dict[str, Any]
+    """What ``--json`` prints."""
+
+
+def end(work: Callable[[], Outcome], *, json_wanted: bool = False, verbose: bool = False) -> typer.Exit:
+    """Carry a command out, and say what has to be said if it fails.
+
+    :param work: the command
+    :param json_wanted: print one JSON object on standard output, and nothing else there: text for people goes to standard
+        error then
+    :param verbose: print tracebacks of wrong input too
+    :return: to be raised
+    """
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr) if json_wanted else contextlib.nullcontext():
+        outcome = _carry_out(work, verbose)
+    if json_wanted:
+        answer = {"exit_code": outcome.code, **outcome.answer}
+        print(json.dumps(as_json(answer), allow_nan=False), file=stdout, flush=True)
+    return typer.Exit(outcome.code)
+
+
+def _carry_out(work: Callable[[], Outcome], verbose: bool) -> Outcome:
+    try:
+        return work()
+    except KeyboardInterrupt:  # before, or after, what the command does was ready to be interrupted
+        print("Stopped.", file=sys.stderr, flush=True)
+        return Outcome(SIGNAL_BASE + _SIGINT, {"error": "stopped by a signal"})
+    except InputError as error:
+        if verbose:
+            traceback.print_exc()
+        return Outcome(fail(WRONG_INPUT, str(error)), {"error": str(error)})
+    except Exception as error:
+        return Outcome(report(error), {"error": describe(error)[1]})
 
 
 def report(error: Exception) -> int:
     """Say what ended a training, and give the exit code for it."""
+    code, text, expected = describe(error)
+    if not expected:
+        traceback.print_exception(error)
+    return fail(code, text)
+
+
+def describe(error: Exception) -> tuple[int, str, bool]:
+    """The exit code for an error, one line about it, and whether that line says it all."""
     from hmasd_sb3.policies.flat import NonFiniteError
     from hmasd_sb3.running.blame import raised_by_environment
     from hmasd_sb3.validation import InvalidTransitionError
     from hmasd_sb3.wrappers import WorkerError
 
     if isinstance(error, NonFiniteError | InvalidTransitionError):
-        return fail(NON_FINITE, str(error))
+        return NON_FINITE, str(error), True
     if isinstance(error, WorkerError):
-        return fail(BROKE_DOWN, str(error))
-    traceback.print_exception(error)
+        return BROKE_DOWN, str(error), True
     if raised_by_environment(error):
-        return fail(BROKE_DOWN, f"an environment raised {type(error).__name__}: {error}")
-    return fail(FAILED, f"{type(error).__name__}: {error}")
+        return BROKE_DOWN, f"an environment raised {type(error).__name__}: {error}", False
+    return FAILED, f"{type(error).__name__}: {error}", False
 
 
 def fail(code: int, message: Any) -> int:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hmasd_sb3.commands.ends import fail, report
-from hmasd_sb3.running.errors import SIGNAL_BASE, WRONG_INPUT, InputError
+from hmasd_sb3.commands.ends import Outcome, describe, end, report
+from hmasd_sb3.commands.numbers import whole_number
+from hmasd_sb3.running.errors import SIGNAL_BASE, InputError
 from hmasd_sb3.running.options import TrainOptions
+
+if TYPE_CHECKING:
+    from hmasd_sb3.running.folder import RunFolder
 
 EXIT_CODES = """\b
 Exit codes:
   0    the run is complete
   1    something else went wrong: a full disk, no memory left
-  2    wrong input: nothing was started
+  2    wrong input, or an environment that breaks a convention: nothing was started
   3    NaN or infinity, in the networks or from the environment
   4    an environment or a worker process broke down
   130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM: a checkpoint was saved
@@ -30,7 +33,10 @@ def train(
         typer.Option(metavar="ID", help="Registered id, or package.module:factory.  [default: AliceAndBob-v0]"),
     ] = None,
     total_timesteps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Environment steps to train for.  [default: 320000]")
+        int | None,
+        typer.Option(
+            parser=whole_number(1), metavar="N", help="Environment steps to train for, such as 1e6.  [default: 320000]"
+        ),
     ] = None,
     n_envs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Environments side by side.  [default: 32]")] = None,
     n_workers: Annotated[
@@ -43,6 +49,14 @@ def train(
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE.yml", help="Settings in RL Zoo's format; options given here go before those in it."),
+    ] = None,
+    from_run: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="Repeat the run in this folder, in a new one: its settings and its seed, but for the options given beside.",
+        ),
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -61,13 +75,17 @@ def train(
         ),
     ] = None,
     checkpoint_freq: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Environment steps between checkpoints.  [default: 32000]")
+        int | None,
+        typer.Option(parser=whole_number(1), metavar="N", help="Environment steps between checkpoints.  [default: 32000]"),
     ] = None,
     keep_checkpoints: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="How many checkpoints stay.  [default: 3]")
     ] = None,
     eval_freq: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Environment steps between evaluations; 0: never.  [default: 32000]")
+        int | None,
+        typer.Option(
+            parser=whole_number(0), metavar="N", help="Environment steps between evaluations; 0: never.  [default: 32000]"
+        ),
     ] = None,
     eval_episodes: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Episodes per evaluation.  [default: 100]")
@@ -82,8 +100,22 @@ def train(
     ] = 0,
     tensorboard: Annotated[
         bool | None,
-        typer.Option("--tensorboard/--no-tensorboard", help="TensorBoard logs.  [default: if it is installed]"),
+        typer.Option(
+            "--tensorboard/--no-tensorboard",
+            help="With a TensorBoard server beside the run, which ends with it; or without logs for it.  "
+            "[default: logs if it is installed, no server]",
+        ),
     ] = None,
+    tensorboard_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, metavar="PORT", help="Where the server listens.  [default: 6006, or one that is free]"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Try the environment out before a new run, for two seconds at most.")
+    ] = True,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object about the run at its end; all else goes to standard error.")
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Print everything logged, and tracebacks of refused input.")
     ] = False,
@@ -95,10 +127,26 @@ def train(
     at once.
     """
     options = TrainOptions(**{**locals(), "assignments": assignments or []})
-    raise typer.Exit(_train(options))
+    found: list[RunFolder] = []
+    raise end(lambda: _train(options, found), json_wanted=json, verbose=verbose)
 
 
-def _train(options: TrainOptions) -> int:
+def _train(options: TrainOptions, found: list[RunFolder]) -> Outcome:
+    """Train; whatever ends it, the answer holds what is known of the run."""
+    from hmasd_sb3.running.answers import run_answer
+
+    error: str | None = None
+    try:
+        code = _carry_out(options, found)
+    except InputError:
+        raise
+    except Exception as reason:
+        code, error = report(reason), describe(reason)[1]
+    answer: dict[str, Any] = run_answer(found[0]) if found and found[0].holds_run else {}
+    return Outcome(code, answer if error is None else {"error": error, **answer})
+
+
+def _carry_out(options: TrainOptions, found: list[RunFolder]) -> int:
     import torch as th
 
     from hmasd_sb3.monitoring.stopping import StopRequest, show_cursor
@@ -108,21 +156,14 @@ def _train(options: TrainOptions) -> int:
 
     # Networks this small spend longer waiting for each other's threads than computing.
     th.set_num_threads(1)
-    try:
-        if options.max_restarts:
-            return train_supervised(options)
-        with StopRequest() as stop:
-            if options.supervised is not None:
-                end_with_supervisor()
-            try:
-                return train(options, stop)
-            except KeyboardInterrupt:
-                show_cursor()
-                print("Stopped at once.", file=sys.stderr, flush=True)
-                return SIGNAL_BASE + (stop.number or 2)
-    except InputError as error:
-        if options.verbose:
-            traceback.print_exc()
-        return fail(WRONG_INPUT, str(error))
-    except Exception as error:
-        return report(error)
+    if options.max_restarts:
+        return train_supervised(options, found.append)
+    with StopRequest() as stop:
+        if options.supervised is not None:
+            end_with_supervisor()
+        try:
+            return train(options, stop, found.append)
+        except KeyboardInterrupt:
+            show_cursor()
+            print("Stopped at once.", file=sys.stderr, flush=True)
+            return SIGNAL_BASE + (stop.number or 2)

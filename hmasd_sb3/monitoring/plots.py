@@ -92,11 +92,11 @@ def _read_evaluations(path: Path) -> _Curve:
     if successes is not None and successes.shape == results.shape:
         ends = np.array([wilson_interval(int(row.sum()), n_episodes) for row in successes])
         return _Curve(timesteps, successes.mean(axis=1), ends[:, 0], ends[:, 1], n_episodes, is_success=True)
-    low, high = _bootstrap_mean(results)
+    low, high = bootstrap_mean(results)
     return _Curve(timesteps, results.mean(axis=1), low, high, n_episodes, is_success=False)
 
 
-def _bootstrap_mean(results: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def bootstrap_mean(results: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """95 % percentile bootstrap of the mean of each row of ``results`` (E, n_episodes); two arrays (E,)."""
     # A fixed seed, so that the same file always gives the same picture.
     rng = np.random.default_rng(0)

@@ -161,7 +161,8 @@ class _Recorder:
             assigned = skills is not None and (previous is None or steps_left is None or steps_left >= previous)
             if skills is not None and assigned:
                 self.choices.append(SkillChoice(self.n_steps, *skills))
-            names = names if names is not None else _agent_names(self._venv, skills)
+            if names is None:
+                names = () if skills is None else agent_names(self._venv, len(skills.agent_skills))
             present = _present_agents(observation)
             self._add_frame(picture, skills, names, assigned=assigned, note="", present=present)
             observation, rewards, dones, infos = self._venv.step(actions)
@@ -237,11 +238,8 @@ def _present_agents(observation: Any) -> tuple[bool, ...] | None:
     return tuple(bool(there) for there in observation["agent_mask"][0])
 
 
-def _agent_names(venv: VecEnv, skills: Skills | None) -> tuple[str, ...]:
+def agent_names(venv: VecEnv, n_agents: int) -> tuple[str, ...]:
     """One name per agent: the game's own where it tells them and they are short enough for a caption."""
-    if skills is None:
-        return ()
-    n_agents = len(skills.agent_skills)
     default = tuple(f"agent {index}" for index in range(n_agents))
     try:
         names = tuple(str(name).replace("_", " ") for name in venv.get_attr("possible_agents")[0])

@@ -19,7 +19,7 @@ from hmasd_sb3.running.hyperparameters import (
 )
 from hmasd_sb3.running.literals import as_plain, read_integer, read_mapping
 from hmasd_sb3.running.options import TrainOptions
-from hmasd_sb3.running.yaml_file import Given, read_assignment, read_section
+from hmasd_sb3.running.yaml_file import DEFAULT, Given, names_of_sections, read_assignment, read_section
 from hmasd_sb3.validation import nearest, resolve_batch_size
 from hmasd_sb3.zoo.shipped import shipped_file, shipped_ids
 
@@ -99,32 +99,44 @@ class Request:
     hyperparameters: dict[str, Any]
     from_file: bool
     """Whether ``--config`` named a file, which then gives all hyperparameters: those it leaves out are at their defaults."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Where arguments of the game were given, by name."""
     note: str = ""
-    """One line for the person who started the command."""
+    """Lines about what was taken without being asked for."""
 
 
-def read_request(options: TrainOptions) -> Request:
+def read_request(options: TrainOptions, base: RunConfig | None = None) -> Request:
     """Put together what a command asks for. The command line goes before the file, the file before the defaults.
 
     Without ``--config`` the file is the one that comes with the package, if that has an entry for the game. Nothing of it
     counts as given.
 
+    :param base: the run to repeat, which stands in the place of a file
     :raises InputError: for the first thing that is wrong, naming file, line, key, value met and the nearest valid name
     """
-    env = RunConfig.env if options.env is None else options.env
+    env, note = _env_of(options, base)
     if not env.strip():
         raise InputError("--env must be an id such as AliceAndBob-v0 or a place such as package.module:function, got ''.")
     settings = {} if options.config is None else read_section(options.config, env)
+    if base is not None:
+        values = {name: getattr(base, name) for name in ("policy", "normalize", "env_kwargs")}
+        settings = {
+            name: Given(value, f"--from {options.from_run}") for name, value in {**values, **base.hyperparameters}.items()
+        }
     for text in options.assignments:
         name, value = read_assignment(text)
         if name in _OPTION_OF:
             raise InputError(f"{value.where}: {name} is set by {_OPTION_OF[name]}.")
         settings[name] = value
-    shipped = _read_shipped(env) if options.config is None else {}
+    shipped = _read_shipped(env) if options.config is None and base is None else {}
     given, hyperparameters = read_settings(settings)
     for name in ("env", "seed", "total_timesteps", "n_envs", "n_workers", "eval_freq", "eval_episodes"):
+        if base is not None:
+            given[name] = getattr(base, name)
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)
+    if env != RunConfig.env:
+        given["env"] = env
     if options.config is not None:  # what a file leaves out is at its default, which is a decision too
         given = {"policy": RunConfig.policy, "normalize": False, "env_kwargs": {}, **given}
     taken, taken_hyperparameters = read_settings(shipped)
@@ -134,10 +146,32 @@ def read_request(options: TrainOptions) -> Request:
         shipped=sorted((taken.keys() - given.keys()) | (taken_hyperparameters.keys() - hyperparameters.keys())),
     )
     check_settings_together(config, {**shipped, **settings})
-    note = ""
     if shipped and options.supervised is None:  # else the supervisor has said it
         note = f"Settings for {env} are those of {shipped_file()}, where nothing else is said."
-    return Request(config, given, hyperparameters, options.config is not None, note)
+    places = _places({**shipped, **settings}, config)
+    return Request(config, given, hyperparameters, options.config is not None or base is not None, places, note)
+
+
+def _places(settings: dict[str, Given], config: RunConfig) -> dict[str, str]:
+    """Where each argument of the game was given."""
+    if "env_kwargs" not in settings:
+        return {}
+    found = settings["env_kwargs"]
+    return {name: found.inner.get(name, found.where) for name in config.env_kwargs}
+
+
+def _env_of(options: TrainOptions, base: RunConfig | None) -> tuple[str, str]:
+    """The game that is meant, and a note if the file decided that."""
+    if options.env is not None:
+        return options.env, ""
+    if base is not None:
+        return base.env, ""
+    names = [] if options.config is None else names_of_sections(options.config)
+    if RunConfig.env in names or DEFAULT in names or not names:
+        return RunConfig.env, ""
+    if len(names) == 1:
+        return names[0], f"{options.config} has settings for {names[0]} alone, so that is the environment."
+    raise InputError(f"{options.config}: has entries for {names}; choose one of them by --env.")
 
 
 def check_no_contradiction(request: Request, config: RunConfig, where: str) -> RunConfig:
@@ -196,7 +230,7 @@ def read_settings(settings: Mapping[str, Given]) -> tuple[dict[str, Any], dict[s
         "env_kwargs": ("env_kwargs", _read_plain_mapping),
     }
     given, hyperparameters = {}, {}
-    for name, (value, where) in settings.items():
+    for name, (value, where, _) in settings.items():
         try:
             if name in readers:
                 target, read = readers[name]

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from hmasd_sb3.running.config import RunConfig
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.validation import nearest
 from hmasd_sb3.wrappers import make_team_vec_env
 
-# Far enough apart that training and evaluation never share a seed.
+# Far enough apart that training, evaluation during it, and evaluation of a saved model never share a seed.
 EVAL_SEED_OFFSET = 10_000
+SAVED_SEED_OFFSET = 20_000
 _NUMBERS = ("obs", "state")
 
 
@@ -35,6 +36,23 @@ def make_evaluation_env(config: RunConfig) -> VecEnv:
         seed=config.seed + EVAL_SEED_OFFSET,
         n_workers=None if config.n_workers is None else min(config.n_workers, n_envs),
         env_kwargs=config.env_kwargs,
+    )
+    return _normalized(env, config, training=False)
+
+
+def make_playing_env(config: RunConfig, n_envs: int, seed: int, render_mode: str | None = None) -> VecEnv:
+    """The vector environment to play a saved model in; statistics of a ``VecNormalize`` still have to be given to it.
+
+    :param render_mode: of the game, whose copies are then stepped one by one
+    """
+    shown = {} if render_mode is None else {"render_mode": render_mode}
+    env = make_team_vec_env(
+        config.env,
+        n_envs,
+        seed=seed,
+        n_workers=None if config.n_workers is None or shown else min(config.n_workers, n_envs),
+        vec_env_cls=DummyVecEnv if shown else None,
+        env_kwargs={**config.env_kwargs, **shown},
     )
     return _normalized(env, config, training=False)
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import hmasd_sb3
 from hmasd_sb3.running.config import RunConfig
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.files import write_json
+from hmasd_sb3.running.versions import OWN as _OWN_VERSIONS
+from hmasd_sb3.running.versions import installed_version, versions
 
 try:
     import fcntl
@@ -24,7 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
-_PACKAGES = ("torch", "numpy", "stable-baselines3", "gymnasium")
+_LOCK = ".lock"
 
 
 class RunFolder:
@@ -69,17 +68,42 @@ class RunFolder:
         except InputError as error:
             raise InputError(f"{self.config_file}: {error}") from error
 
-    def write_config(self, config: RunConfig) -> None:
-        """Keep what decides the run, with the versions of what computes it."""
+    def write_config(self, config: RunConfig, command: str | None = None) -> None:
+        """Keep what decides the run, with the versions of what computes it.
+
+        :param command: what was typed; those typed before stay, as the length of a run may be raised
+        """
+        commands = self._read().get("commands", []) if self.holds_run else []
         write_json(
             self.config_file,
-            {"run": config.as_dict(), "versions": versions(), "git_commit": git_commit(), "written": time.strftime("%F %T%z")},
+            {
+                "run": config.as_dict(),
+                "commands": [*commands, *([] if command is None else [command])],
+                "versions": versions(config.env),
+                "git_commit": git_commit(),
+                "written": time.strftime("%F %T%z"),
+            },
         )
 
     def changed_versions(self) -> list[str]:
         """What was of another version when the run's config was written, such as "torch 2.12.0, now 2.13.0"."""
-        before = self._read().get("versions", {})
-        return [f"{name} {before.get(name)}, now {now}" for name, now in versions().items() if before.get(name) != now]
+        content = self._read()
+        before = content.get("versions", {})
+        now = {**{name: installed_version(name) for name in before if name not in _OWN_VERSIONS}, **versions(None)}
+        return [f"{name} {before.get(name)}, now {version}" for name, version in now.items() if before.get(name) != version]
+
+    def changed_commit(self) -> str | None:
+        """What the commit was, if it was another than now or is none; such as "abc... before, def... now"."""
+        before, now = self._read().get("git_commit"), git_commit()
+        if before == now and not (now or "").endswith("-dirty"):
+            return None
+        return f"{before or 'none'} then, {now or 'none'} now"
+
+    def remove_if_unused(self) -> None:
+        """Remove the folder if nothing was written into it."""
+        if self.path.is_dir() and {file.name for file in self.path.iterdir()} <= {_LOCK}:
+            (self.path / _LOCK).unlink(missing_ok=True)
+            self.path.rmdir()
 
     def keep_model(self) -> None:
         """Put the model that a run ended with under another name, since the run goes on."""
@@ -100,7 +124,7 @@ class RunFolder:
 
         :raises InputError: if a process is at work here
         """
-        with (self.path / ".lock").open("a") as file:
+        with (self.path / _LOCK).open("a") as file:
             if fcntl is not None:
                 try:
                     # A lock of the process: workers that are forked from it do not hold it on.
@@ -192,12 +216,6 @@ def newest_unfinished(config: RunConfig, may_be_longer: bool) -> RunFolder | Non
         if own.same_run(config) and length_fits and not folder.finished and not folder.busy():
             found.append((file.stat().st_mtime, folder))
     return max(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def versions() -> dict[str, str]:
-    """Of everything that computes."""
-    installed = {name: metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "hmasd-sb3": hmasd_sb3.__version__, **installed}
 
 
 def git_commit() -> str | None:

@@ -1,4 +1,4 @@
-"""What a command line asks for, as typed: None where nothing was said."""
+"""What command lines ask for, as typed: None where nothing was said."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ class TrainOptions:
     eval_episodes: int | None = None
     max_restarts: int = 0
     tensorboard: bool | None = None
+    """True: logs, and a server beside the run; False: neither; None: logs if the package is there."""
+    tensorboard_port: int | None = None
+    from_run: Path | None = None
+    """A run to repeat: its folder."""
+    check: bool = True
+    """Whether to try the environment out before a new run."""
+    json: bool = False
     verbose: bool = False
     supervised: int | None = None
     """With how many restarts this process' supervisor was started; None without a supervisor."""
@@ -38,11 +45,14 @@ class TrainOptions:
             arguments += ["--keep-checkpoints", str(self.keep_checkpoints)]
         if self.tensorboard is not None:
             arguments += ["--tensorboard" if self.tensorboard else "--no-tensorboard"]
+        if self.tensorboard_port is not None:
+            arguments += ["--tensorboard-port", str(self.tensorboard_port)]
         return arguments + (["--verbose"] if self.verbose else [])
 
     def arguments_of_settings(self) -> list[str]:
         """Those options that decide a run, as arguments."""
         named = {
+            "--from": self.from_run,
             "--env": self.env,
             "--total-timesteps": self.total_timesteps,
             "--n-envs": self.n_envs,
@@ -53,4 +63,24 @@ class TrainOptions:
             "--eval-episodes": self.eval_episodes,
         }
         arguments = [text for name, value in named.items() if value is not None for text in (name, str(value))]
-        return arguments + [text for assignment in self.assignments for text in ("--set", assignment)]
+        arguments += [text for assignment in self.assignments for text in ("--set", assignment)]
+        return arguments if self.check else [*arguments, "--no-check"]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The options of ``hmasd eval``."""
+
+    path: Path
+    """A model file or the folder of a run."""
+    best: bool = False
+    env: str | None = None
+    assignments: list[str] = field(default_factory=list)
+    episodes: int = 100
+    n_envs: int = 32
+    n_workers: int | None = None
+    seed: int | None = None
+    stochastic: bool = False
+    render: bool = False
+    gif: Path | None = None
+    plot: Path | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hmasd_sb3.monitoring.checkpoints import CheckpointFolder
@@ -28,6 +29,17 @@ class Plan:
     """Lines for the person who started the command."""
     done: bool = False
     """Whether the run has come to its end already."""
+    warnings: tuple[str, ...] = ()
+    """What the person should know, though it is no error."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Where arguments of the game were given, by name."""
+
+    def place_of(self, text: str) -> str:
+        """Where to look for what an error of the game is about: the beginning of its message, or nothing."""
+        for name, where in self.places.items():
+            if re.search(rf"\b{re.escape(name)}\b", text):
+                return f"{where}: env_kwargs: "
+        return ""
 
 
 def make_plan(options: TrainOptions) -> Plan:
@@ -35,8 +47,9 @@ def make_plan(options: TrainOptions) -> Plan:
 
     :raises InputError: if the command, a file it names or the run it names is wrong
     """
+    base, warnings = _run_to_repeat(options)
     if options.resume is None or (options.resume == AUTO and options.run_dir is None):
-        request = read_request(options)
+        request = read_request(options, base)
         raised = "total_timesteps" in request.given
         folder = None if options.resume is None else newest_unfinished(request.config, may_be_longer=raised)
         if folder is not None:
@@ -44,23 +57,52 @@ def make_plan(options: TrainOptions) -> Plan:
         if options.run_dir is not None:
             check_unused(options.run_dir)
         note = "" if options.resume is None else "No unfinished run below runs/ was started by this command: a new one begins."
-        return Plan(request.config, None, None, _joined(note, request.note))
+        return _new(request, _joined(note, request.note), warnings)
     folder, checkpoint = _named_run(options)
     if options.resume == AUTO and not folder.holds_run:
         check_unused(folder.path)
-        request = read_request(options)
-        note = _joined(f"{folder.path} holds no run yet: a new one begins.", request.note)
-        return Plan(request.config, None, None, note)
+        request = read_request(options, base)
+        return _new(request, _joined(f"{folder.path} holds no run yet: a new one begins.", request.note), warnings)
     # Without --env, a file's settings are looked up for the game of the run.
     own = folder.read_config()
-    request = read_request(replace(options, env=own.env if options.env is None else options.env))
-    if options.env is None:
+    request = read_request(replace(options, env=own.env if options.env is None and base is None else options.env), base)
+    if options.env is None and base is None:
         request.given.pop("env", None)
     return _go_on(folder, request, checkpoint)
 
 
 def _joined(*notes: str) -> str:
     return "\n".join(note for note in notes if note)
+
+
+def _new(request: Request, note: str, warnings: tuple[str, ...]) -> Plan:
+    return Plan(request.config, None, None, note, warnings=warnings, places=request.places)
+
+
+def _run_to_repeat(options: TrainOptions) -> tuple[RunConfig | None, tuple[str, ...]]:
+    """The config of the run that ``--from`` names, and what is not as it was then.
+
+    :raises InputError: if it names none, or goes together with what decides the run too
+    """
+    if options.from_run is None:
+        return None, ()
+    if options.config is not None:
+        raise InputError("--from and --config both say what the settings are; give one of them.")
+    if options.resume is not None and (options.resume != AUTO or options.run_dir is None):
+        raise InputError(
+            "--from begins a new run and --resume goes on with one: with --from, only --resume auto --run-dir DIR."
+        )
+    folder = RunFolder(options.from_run)
+    if not folder.path.is_dir():
+        raise InputError(f"--from {folder.path}: there is no such folder.")
+    config = folder.read_config()
+    warnings = [
+        f"other versions than those of {folder.path}, so results may differ: {text}." for text in folder.changed_versions()
+    ]
+    commit = folder.changed_commit()
+    if commit is not None:
+        warnings.append(f"another git commit than that of {folder.path}, so results may differ: {commit}.")
+    return config, tuple(warnings)
 
 
 def _named_run(options: TrainOptions) -> tuple[RunFolder, Path | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,23 +14,30 @@ from hmasd_sb3.running.errors import DONE, WRONG_INPUT
 from hmasd_sb3.running.folder import RunFolder, new_folder
 from hmasd_sb3.running.options import TrainOptions
 from hmasd_sb3.running.plan import AUTO, Plan, make_plan
+from hmasd_sb3.running.train import make_server, serve
 from hmasd_sb3.supervisor import Supervisor
 
 
-def train_supervised(options: TrainOptions) -> int:
+def train_supervised(options: TrainOptions, on_folder: Callable[[RunFolder], None] | None = None) -> int:
     """As :func:`~hmasd_sb3.running.train.train`, in a process that is started again when it breaks down.
 
     :param options: with ``max_restarts`` of at least 1
+    :param on_folder: told the run's folder once it is known
     :return: the exit code
     :raises InputError: if the command is wrong; nothing was written then
     """
     plan = make_plan(options)
     if plan.done:
         print(plan.note, flush=True)
+        if on_folder is not None and plan.folder is not None:
+            on_folder(plan.folder)
         return DONE
     if plan.folder is None and plan.note:
         print(plan.note, flush=True)
+    server = make_server(options)
     folder = plan.folder or new_folder(plan.config, options.run_dir)
+    if on_folder is not None:
+        on_folder(folder)
     first = _first_arguments(folder, options, plan)
 
     def command() -> list[str]:
@@ -40,11 +49,14 @@ def train_supervised(options: TrainOptions) -> int:
     def newest() -> Path | None:
         return CheckpointFolder(folder.checkpoints).newest() if folder.checkpoints.is_dir() else None
 
-    with Supervisor(command, newest, options.max_restarts) as supervisor:
-        code = supervisor.run()
-    if folder.path.is_dir() and not any(folder.path.iterdir()):
-        folder.path.rmdir()  # the training found something wrong before it wrote anything
-    elif code not in (DONE, WRONG_INPUT) and folder.holds_run:
+    with ExitStack() as stack:
+        if server is not None:  # one for all attempts, so that its address stays
+            serve(server, folder, stack)
+        stdout = sys.stderr.fileno() if options.json else None
+        with Supervisor(command, newest, options.max_restarts, stdout=stdout) as supervisor:
+            code = supervisor.run()
+    folder.remove_if_unused()  # the training found something wrong before it wrote anything
+    if code not in (DONE, WRONG_INPUT) and folder.holds_run:
         print(f"To go on:\n\n    {resume_command(folder.path, options)}\n", flush=True)
     return code
 
@@ -55,4 +67,4 @@ def _first_arguments(folder: RunFolder, options: TrainOptions, plan: Plan) -> li
         return start_arguments(folder.path, options)
     target = folder.path if options.resume == AUTO else Path(str(options.resume))
     arguments = resume_arguments(target, options)
-    return [*arguments, *replace(options, env=None).arguments_of_settings()]
+    return [*arguments, *replace(options, env=None, from_run=None).arguments_of_settings()]

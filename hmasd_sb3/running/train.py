@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,8 +19,9 @@ from hmasd_sb3.monitoring.evaluation import ReportingEvalCallback
 from hmasd_sb3.monitoring.metrics_log import JsonLinesOutput, ResumedTensorBoardOutput
 from hmasd_sb3.monitoring.progress import ProgressLines
 from hmasd_sb3.monitoring.stopping import StopRequest, StopRequestCallback
-from hmasd_sb3.running.command_line import resume_command
+from hmasd_sb3.running.command_line import resume_command, typed_command
 from hmasd_sb3.running.config import RunConfig
+from hmasd_sb3.running.env_check import check_before_training
 from hmasd_sb3.running.environments import EVAL_SEED_OFFSET, make_evaluation_env, make_training_env
 from hmasd_sb3.running.errors import DONE, SIGNAL_BASE, InputError
 from hmasd_sb3.running.files import replace_atomically
@@ -26,6 +29,7 @@ from hmasd_sb3.running.folder import RunFolder, new_folder
 from hmasd_sb3.running.hyperparameters import build_hyperparameters
 from hmasd_sb3.running.options import TrainOptions
 from hmasd_sb3.running.plan import Plan, make_plan
+from hmasd_sb3.running.tensorboard_server import TensorBoardServer
 
 CHECKPOINT_FREQ = 32_000
 KEEP_CHECKPOINTS = 3
@@ -43,11 +47,12 @@ class Session:
     checkpoint: TrainingCheckpoint
 
 
-def train(options: TrainOptions, stop: StopRequest) -> int:
+def train(options: TrainOptions, stop: StopRequest, on_folder: Callable[[RunFolder], None] | None = None) -> int:
     """Start a run, or go on with one, until it is complete or a stop is requested.
 
     :param options: what the command line asks for
     :param stop: listens for signals
+    :param on_folder: told the run's folder once it is known
     :return: the exit code: 0, or 128 and the number of the signal that asked for the stop
     :raises InputError: if the command is wrong; nothing was written then
     :raises BaseException: whatever training raises; checkpoints written before are kept
@@ -55,18 +60,29 @@ def train(options: TrainOptions, stop: StopRequest) -> int:
     plan = make_plan(options)
     if plan.done:
         print(plan.note, flush=True)
+        if on_folder is not None and plan.folder is not None:
+            on_folder(plan.folder)
         return DONE
     with_tensorboard = _use_tensorboard(options.tensorboard)
+    server = make_server(options) if options.supervised is None else None  # else the supervisor has one
+    if plan.folder is None and options.check:
+        check_before_training(plan.config)
     with ExitStack() as stack:
         if plan.folder is not None:
             stack.enter_context(plan.folder.locked())
         model, eval_env = _build(plan, stack)
         if plan.note:
             print(plan.note, flush=True)
+        for warning in plan.warnings:
+            print(f"Warning: {warning}", file=sys.stderr, flush=True)
         folder = plan.folder or new_folder(plan.config, options.run_dir)
         if plan.folder is None:
             stack.enter_context(folder.locked())
-        _prepare(folder, plan)
+        if server is not None:
+            serve(server, folder, stack)
+        if on_folder is not None:
+            on_folder(folder)
+        _prepare(folder, plan, options)
         logger = _make_logger(folder, model.num_timesteps, with_tensorboard, options.verbose)
         stack.callback(logger.close)
         model.set_logger(logger)
@@ -104,14 +120,39 @@ def _build(plan: Plan, stack: ExitStack) -> tuple[HMASD, VecEnv | None]:
             return HMASD.load(plan.checkpoint, env=env, device=config.hyperparameters.get("device", "auto")), eval_env
         return HMASD(config.policy, env, seed=config.seed, **build_hyperparameters(config.hyperparameters)), eval_env
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        text = " ".join(str(error).split())
+        raise InputError(f"{plan.place_of(text)}{text}") from error
 
 
-def _prepare(folder: RunFolder, plan: Plan) -> None:
+def make_server(options: TrainOptions) -> TensorBoardServer | None:
+    """The TensorBoard server that was asked for, not started yet.
+
+    :raises InputError: if there can be none
+    """
+    if options.tensorboard_port is not None and not options.tensorboard:
+        raise InputError("--tensorboard-port is for --tensorboard, which starts a server; it was not given.")
+    return TensorBoardServer(Path(), options.tensorboard_port) if options.tensorboard else None
+
+
+def serve(server: TensorBoardServer, folder: RunFolder, stack: ExitStack) -> None:
+    """Start the server over a run's folder, until the stack is left.
+
+    :raises InputError: if it does not start; a folder that holds nothing yet is removed
+    """
+    server.logdir = folder.tensorboard
+    try:
+        stack.enter_context(server)
+    except InputError:
+        folder.remove_if_unused()
+        raise
+    print(f"TensorBoard is at {server.address} until the run ends.", flush=True)
+
+
+def _prepare(folder: RunFolder, plan: Plan, options: TrainOptions) -> None:
     """Bring the folder into the state in which the training goes on."""
     if plan.folder is None:
         folder.checkpoints.mkdir()
-        folder.write_config(plan.config)
+        folder.write_config(plan.config, typed_command(options))
         return
     for change in folder.changed_versions():
         print(
@@ -119,7 +160,7 @@ def _prepare(folder: RunFolder, plan: Plan) -> None:
         )
     folder.keep_model()
     if plan.config != folder.read_config():
-        folder.write_config(plan.config)
+        folder.write_config(plan.config, typed_command(options))
     if plan.checkpoint is None:
         folder.forget_progress()
 
@@ -185,7 +226,7 @@ def _announce(session: Session, plan: Plan) -> None:
 def _run(session: Session, stop: StopRequest, anew: bool) -> int:
     config, model = session.config, session.model
     remaining = config.total_timesteps - model.num_timesteps
-    bar = _can_show_bar()
+    bar = _can_show_bar() and not session.options.json
     # Always the same ones in the same order, by which a checkpoint knows them again.
     callbacks: list[BaseCallback] = [StopRequestCallback(stop)]
     callbacks += [] if session.evaluation is None else [session.evaluation]

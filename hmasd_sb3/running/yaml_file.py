@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -12,6 +13,8 @@ from hmasd_sb3.validation import nearest
 
 DEFAULT = "default"
 """RL Zoo's name for the entry of all games that have none of their own."""
+T = TypeVar("T")
+_Entries = dict[str, tuple[yaml.Node, yaml.Node]]
 
 
 class Given(NamedTuple):
@@ -20,6 +23,8 @@ class Given(NamedTuple):
     value: Any
     where: str
     """For error messages: "file.yml, line 3" or "--set"."""
+    inner: dict[str, str] = {}  # noqa: RUF012  (never changed)
+    """Where each entry of a mapping is."""
 
 
 def read_section(path: Path, env: str, option: str = "--config") -> dict[str, Given]:
@@ -32,17 +37,8 @@ def read_section(path: Path, env: str, option: str = "--config") -> dict[str, Gi
     :raises InputError: if the file cannot be read, is no YAML, holds tags that would run code or repeats a key, or has no
         entry for ``env``; naming file and line
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{option} {path}: is no text in UTF-8 (byte {error.start}).") from error
-    # SafeLoader builds plain values only; whatever else a tag asks for is an error below, never carried out.
-    try:
-        loader = yaml.SafeLoader(text)
-        root = loader.get_single_node()
-        sections = _entries(loader, root, str(path), "the file", "environment ids, each with its settings below it")
+
+    def read(loader: yaml.SafeLoader, sections: _Entries) -> dict[str, Given]:
         name = env if env in sections else DEFAULT
         if name not in sections:
             known = list(sections)
@@ -53,9 +49,34 @@ def read_section(path: Path, env: str, option: str = "--config") -> dict[str, Gi
         _, node = sections[name]
         entries = _entries(loader, node, str(path), repr(name), "settings, such as 'n_envs: 32'")
         return {
-            name: Given(loader.construct_object(value, deep=True), _at(path, key.start_mark))
+            name: Given(loader.construct_object(value, deep=True), _at(path, key.start_mark), _inner(path, value))
             for name, (key, value) in entries.items()
         }
+
+    return _read(path, option, read)
+
+
+def names_of_sections(path: Path) -> list[str]:
+    """The environment ids that a file has entries for.
+
+    :raises InputError: as :func:`read_section`
+    """
+    return _read(path, "--config", lambda _, sections: list(sections))
+
+
+def _read(path: Path, option: str, use: Callable[[yaml.SafeLoader, _Entries], T]) -> T:
+    """Open a file, hand over its sections, and say what is wrong with it by file and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{option} {path}: is no text in UTF-8 (byte {error.start}).") from error
+    # SafeLoader builds plain values only; whatever else a tag asks for is an error below, never carried out.
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        return use(loader, _entries(loader, root, str(path), "the file", "environment ids, each with its settings below it"))
     except yaml.MarkedYAMLError as error:
         what = " ".join(part for part in (error.problem, _tag_hint(error)) if part)
         raise InputError(f"{_at(path, error.problem_mark or error.context_mark)}: {what}.") from error
@@ -101,6 +122,13 @@ def _entries(
         seen.add(key.value)
     loader.flatten_mapping(node)
     return {key.value: (key, value) for key, value in node.value}
+
+
+def _inner(path: Path, node: yaml.Node) -> dict[str, str]:
+    """Where the entries of a mapping are."""
+    if not isinstance(node, yaml.MappingNode):
+        return {}
+    return {key.value: _at(path, key.start_mark) for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
 
 
 def _described(node: yaml.Node) -> str:

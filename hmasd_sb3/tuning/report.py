@@ -12,7 +12,8 @@ import yaml
 
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.files import replace_atomically, write_json
-from hmasd_sb3.running.folder import git_commit, versions
+from hmasd_sb3.running.folder import git_commit
+from hmasd_sb3.running.versions import versions
 from hmasd_sb3.tuning.objective import ERROR, EVALUATIONS, HYPERPARAMETERS, SECONDS
 from hmasd_sb3.tuning.study import CRASHED, KIND, ORIGIN, RETRY_OF, SharedStudy
 
@@ -52,7 +53,7 @@ def summary(shared: SharedStudy) -> dict[str, Any]:
         "settings": vars(shared.spec),
         "trials": counts(shared),
         "best": None if best is None else _as_dict(best),
-        "versions": {**versions(), "optuna": metadata.version("optuna")},
+        "versions": {**versions(None), "optuna": metadata.version("optuna")},
         "git_commit": git_commit(),
     }
 

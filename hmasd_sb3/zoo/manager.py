@@ -53,7 +53,7 @@ class TeamExperimentManager(ExperimentManager):
             self.trial_id = TrialNumber(self.trial_id)
         self._places: dict[str, str] = {}
         settings = self._read_settings()
-        self._places = {name: where for name, (_, where) in settings.items()}
+        self._places = {name: given.where for name, given in settings.items()}
         check_settings(settings)
 
     @property

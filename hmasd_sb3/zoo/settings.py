@@ -38,7 +38,7 @@ def check_settings(settings: Mapping[str, Given]) -> dict[str, Any]:
     """
     own, objects = {}, {}
     shared: dict[str, Given] = {}
-    for name, (value, where) in settings.items():
+    for name, (value, where, _) in settings.items():
         try:
             if name in ZOO_KEYS:
                 own[name] = _read_own(name, value)
