@@ -32,7 +32,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@# torch first: which build of it (CPU or CUDA) is settled before anything asks for any torch.
 	@$(PIP_INSTALL) torch
-	@$(PIP_INSTALL) --editable '.[demo,mpe,test,dev]'
+	@$(PIP_INSTALL) --editable '.[demo,mpe,zoo,tuning,postgresql,test,dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## train on AliceAndBob-v0 and show the result in runs/ (SEED=0, ARGS=...)

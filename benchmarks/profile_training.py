@@ -1,6 +1,6 @@
 """Where the time of training goes, and what the arithmetic alone would take.
 
-    python benchmarks/profile_training.py --setting paper default
+    python benchmarks/profile_training.py --setting paper default 32x32
 
 Public functions are wrapped in clocks; each second of the processor counts for the innermost clock that runs. The bound
 beside each part is what its matrix products would take at the speed at which this machine multiplies matrices of a
@@ -27,6 +27,12 @@ from hmasd_sb3 import HMASD, make_team_vec_env, paper_settings
 from hmasd_sb3.policies.policy import NETWORKS
 
 N_ENVS = 32
+SETTINGS: dict[str, dict[str, Any]] = {
+    "paper": paper_settings("alice_and_bob", N_ENVS),
+    "default": {},
+    "32x32": {**paper_settings("alice_and_bob", N_ENVS), "n_steps": 32, "batch_size": 32 * N_ENVS},
+}
+"""Arguments by name; "32x32" is the paper's setting with shorter rollouts."""
 LEARNING = ("batches, forward pass, loss", "backward pass", "optimizer step")
 
 
@@ -102,8 +108,8 @@ def watch(model: HMASD, clocks: Clocks) -> Callable[[], None]:
 def profile(setting: str, iterations: int) -> dict[str, Any]:
     """Processor seconds and operations per iteration of each part, and the machine's speed."""
     th.set_num_threads(1)
-    kwargs = paper_settings("alice_and_bob", N_ENVS) if setting == "paper" else {}
-    model = HMASD("MlpPolicy", make_team_vec_env("AliceAndBob-v0", N_ENVS, seed=0), seed=0, device="cpu", **kwargs)
+    env = make_team_vec_env("AliceAndBob-v0", N_ENVS, seed=0)
+    model = HMASD("MlpPolicy", env, seed=0, device="cpu", **SETTINGS[setting])
     rollout = model.n_steps * model.n_envs
     model.learn(2 * rollout, log_interval=10**9)
     start = time.process_time()
@@ -204,7 +210,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", nargs="+", choices=["paper", "default"], default=["paper", "default"])
+    parser.add_argument("--setting", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--iterations", type=int, default=10)
     output_options(parser)
     args = parser.parse_args()

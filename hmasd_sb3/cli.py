@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import hmasd_sb3
-from hmasd_sb3.commands import check, doctor, envs, evaluate, train
+from hmasd_sb3.commands import check, doctor, envs, evaluate, train, tune, zoo
 
 app = typer.Typer(
     name="hmasd",
@@ -41,6 +41,8 @@ app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
 app.command()(envs.envs)
 app.command("eval", epilog=evaluate.EXIT_CODES)(evaluate.evaluate)
 app.command(epilog=train.EXIT_CODES)(train.train)
+app.command(epilog=tune.EXIT_CODES)(tune.tune)
+app.command(context_settings=zoo.CONTEXT, add_help_option=False)(zoo.zoo)
 
 
 def main() -> None:

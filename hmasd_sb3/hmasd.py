@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, update
 from stable_baselines3.common.vec_env import VecEnv
 
 from hmasd_sb3.buffers import SkillRolloutBuffer
+from hmasd_sb3.memory import release_free_memory
 from hmasd_sb3.persistence import PersistentAlgorithm
 from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.policies.policy import NETWORKS, POLICIES, HMASDPolicy
@@ -320,6 +321,7 @@ class HMASD(PersistentAlgorithm):
         self._n_updates += 1
         self._gate.finish_update()
         log_update(self.logger, self.policy, stats, self._gate)
+        release_free_memory()
 
     def _return_settings(self) -> ReturnSettings:
         return ReturnSettings(

@@ -33,7 +33,7 @@ from hmasd_sb3.saving.run_state import (
     restore_surroundings,
 )
 from hmasd_sb3.saving.trees import tree_to_bytes
-from hmasd_sb3.validation import InvalidTransitionError, check_device, nearest
+from hmasd_sb3.validation import InvalidTransitionError, check_device, nearest, value_of
 from hmasd_sb3.wrappers import make_team_vec_env
 
 _logger = logging.getLogger("hmasd_sb3")
@@ -158,7 +158,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
         :param env: environment to go on in, or a registered id, of which as many are made as there were; not needed for
             playing. A ``VecNormalize`` around it gets its statistics back
         :param device: where the networks go
-        :param custom_objects: hyperparameters to use in place of those in the file; other names are ignored
+        :param custom_objects: hyperparameters to use in place of those in the file; other names are ignored, and so is a clip
+            range of 0, which scripts for playing pass for files of Stable-Baselines3
         :param print_system_info: print this system's versions and the file's
         :param force_reset: begin new episodes when training goes on, instead of those under way
         :param trust: also read what is pickled in the file (functions as schedules), and files in Stable-Baselines3's own
@@ -185,7 +186,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
             get_system_info()
             print(f"== SAVED MODEL SYSTEM INFO ==\n{json.dumps(archive.manifest['versions'], indent=2)}")
         contents = ModelFile(path, archive, trust, cls)
-        given = {**{key: value for key, value in (custom_objects or {}).items() if key in names}, **kwargs}
+        objects = {key: value for key, value in (custom_objects or {}).items() if key in names and not _stands_in(key, value)}
+        given = {**objects, **kwargs}
         if isinstance(env, str):
             env = make_team_vec_env(env, contents.n_envs)
         model: Self = contents.build(env, device, given)
@@ -334,3 +336,8 @@ class PersistentAlgorithm(SynchronisedAlgorithm):
                     f"{name} was {value.description}, which a model file does not hold. To train on, load with "
                     f"{type(self).__name__}.load(path, {name}=...), or with trust=True if you trust the file."
                 )
+
+
+def _stands_in(name: str, value: Any) -> bool:
+    """Whether a custom object only keeps Stable-Baselines3 from unpickling what playing does not need, as in RL Zoo."""
+    return name == "clip_range" and (value_of(name, value, 1.0) if callable(value) else value) == 0

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hmasd_sb3.policies.action_heads import categorical_entropy, gather_log_prob, sample_categorical
-from hmasd_sb3.policies.blocks import OUTPUT_GAIN, Attention, causal_mask, linear
+from hmasd_sb3.policies.blocks import GELU, OUTPUT_GAIN, Attention, causal_mask, linear
 from hmasd_sb3.policies.spec import TeamSpec
 from hmasd_sb3.type_aliases import CoordinatorEvaluation, SkillAssignment
 
@@ -112,7 +112,7 @@ class _EncoderBlock(nn.Module):
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
         self.attention = Attention(width, n_heads)
-        self.mlp = nn.Sequential(linear(width, width), nn.GELU(), linear(width, width, OUTPUT_GAIN))
+        self.mlp = nn.Sequential(linear(width, width), GELU(), linear(width, width, OUTPUT_GAIN))
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, tokens: th.Tensor) -> th.Tensor:
@@ -128,7 +128,7 @@ class _DecoderBlock(nn.Module):
         super().__init__()
         self.self_attention = Attention(width, n_heads)
         self.cross_attention = Attention(width, n_heads)
-        self.mlp = nn.Sequential(linear(width, width), nn.GELU(), linear(width, width, OUTPUT_GAIN))
+        self.mlp = nn.Sequential(linear(width, width), GELU(), linear(width, width, OUTPUT_GAIN))
         self.norm_self, self.norm_cross, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
 
     def forward(self, tokens: th.Tensor, encoded: th.Tensor, mask: th.Tensor) -> th.Tensor:
@@ -157,12 +157,12 @@ class TransformerCoordinator(SkillCoordinator):
     ) -> None:
         super().__init__(spec, n_team_skills, n_agent_skills)
         self.state_features, self.obs_features = spec.state_features(), spec.obs_features()
-        self.embed_state = nn.Sequential(linear(self.state_features.dim, hidden_size), nn.GELU())
-        self.embed_obs = nn.Sequential(linear(self.obs_features.dim, hidden_size), nn.GELU())
+        self.embed_state = nn.Sequential(linear(self.state_features.dim, hidden_size), GELU())
+        self.embed_obs = nn.Sequential(linear(self.obs_features.dim, hidden_size), GELU())
         self.norm_tokens = nn.LayerNorm(hidden_size)
         self.encoder = nn.ModuleList(_EncoderBlock(hidden_size, n_heads) for _ in range(n_blocks))
         self.value_head = nn.Sequential(
-            linear(hidden_size, hidden_size), nn.GELU(), nn.LayerNorm(hidden_size), linear(hidden_size, 1, OUTPUT_GAIN)
+            linear(hidden_size, hidden_size), GELU(), nn.LayerNorm(hidden_size), linear(hidden_size, 1, OUTPUT_GAIN)
         )
         # The decoder's inputs: start symbol Z^0, then the skills chosen so far (the last agent's is never read).
         self.start_symbol = nn.Parameter(th.randn(hidden_size) * 0.1)
@@ -268,4 +268,4 @@ def _where_present(agent_mask: th.Tensor | None, tokens: th.Tensor, absent: th.T
 
 
 def _skill_head(width: int, n_skills: int) -> nn.Sequential:
-    return nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, n_skills, OUTPUT_GAIN))
+    return nn.Sequential(linear(width, width), GELU(), nn.LayerNorm(width), linear(width, n_skills, OUTPUT_GAIN))

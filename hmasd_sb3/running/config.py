@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -13,17 +13,27 @@ from hmasd_sb3.running.hyperparameters import (
     NAMES,
     check_together,
     default_of,
+    plain_default_of,
     read_hyperparameter,
     read_policy,
 )
 from hmasd_sb3.running.literals import as_plain, read_integer, read_mapping
 from hmasd_sb3.running.options import TrainOptions
-from hmasd_sb3.running.yaml_file import Given, names_of_sections, read_assignment, read_section
+from hmasd_sb3.running.yaml_file import DEFAULT, Given, names_of_sections, read_assignment, read_section
 from hmasd_sb3.validation import nearest, resolve_batch_size
+from hmasd_sb3.zoo.shipped import shipped_file, shipped_ids
 
 # Exact resuming needs the counts that the file may also set to come from one place only.
 _OPTION_OF = {"n_timesteps": "--total-timesteps", "n_envs": "--n-envs"}
 _SECTION_NAMES = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs")
+_ZOO_ONLY = {
+    "env_wrapper": "no wrapper classes are applied: wrap the game in a function and give --env package.module:function",
+    "vec_env_wrapper": "vector environments are not wrapped, but for 'normalize'",
+    "frame_stack": "frames are not stacked: the networks are recurrent, or do it in the game",
+    "callback": "the callbacks are its own",
+    "monitor_kwargs": "episodes are reported by its own monitors",
+}
+"""What RL Zoo can do and ``hmasd train`` cannot, and why."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class RunConfig:
     eval_freq: int = 32_000
     """Environment steps; 0: never."""
     eval_episodes: int = 100
+    shipped: list[str] = field(default_factory=list)
+    """Which of the values, by their names here, are those of the file that comes with the package."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""
@@ -64,8 +76,17 @@ class RunConfig:
         return config
 
     def same_run(self, other: RunConfig) -> bool:
-        """Whether both are the same but for the length of the training."""
-        return replace(self, total_timesteps=other.total_timesteps) == other
+        """Whether both are the same but for the length of the training, and for what nobody asked for: the shipped file, and
+        defaults, may have changed since."""
+        apart = {"total_timesteps", "shipped", "hyperparameters", *(set(self.shipped) & set(other.shipped))}
+        asked = {name for config in (self, other) for name in config.hyperparameters if name not in config.shipped}
+        return all(
+            getattr(self, entry.name) == getattr(other, entry.name) for entry in fields(self) if entry.name not in apart
+        ) and all(self.hyperparameter(name) == other.hyperparameter(name) for name in asked)
+
+    def hyperparameter(self, name: str) -> Any:
+        """What the run has of one of the constructor's arguments, as a plain value if it is one."""
+        return self.hyperparameters.get(name, plain_default_of(name))
 
 
 @dataclass(frozen=True)
@@ -77,15 +98,18 @@ class Request:
     """Settings by name of :class:`RunConfig`, without the hyperparameters."""
     hyperparameters: dict[str, Any]
     from_file: bool
-    """Whether a YAML file was read, which then gives all hyperparameters: those it leaves out are at their defaults."""
+    """Whether ``--config`` named a file, which then gives all hyperparameters: those it leaves out are at their defaults."""
     places: dict[str, str] = field(default_factory=dict)
     """Where arguments of the game were given, by name."""
     note: str = ""
-    """One line about what was taken without being asked for."""
+    """Lines about what was taken without being asked for."""
 
 
 def read_request(options: TrainOptions, base: RunConfig | None = None) -> Request:
     """Put together what a command asks for. The command line goes before the file, the file before the defaults.
+
+    Without ``--config`` the file is the one that comes with the package, if that has an entry for the game. Nothing of it
+    counts as given.
 
     :param base: the run to repeat, which stands in the place of a file
     :raises InputError: for the first thing that is wrong, naming file, line, key, value met and the nearest valid name
@@ -104,7 +128,8 @@ def read_request(options: TrainOptions, base: RunConfig | None = None) -> Reques
         if name in _OPTION_OF:
             raise InputError(f"{value.where}: {name} is set by {_OPTION_OF[name]}.")
         settings[name] = value
-    given, hyperparameters = _read_settings(settings)
+    shipped = _read_shipped(env) if options.config is None and base is None else {}
+    given, hyperparameters = read_settings(settings)
     for name in ("env", "seed", "total_timesteps", "n_envs", "n_workers", "eval_freq", "eval_episodes"):
         if base is not None:
             given[name] = getattr(base, name)
@@ -114,11 +139,25 @@ def read_request(options: TrainOptions, base: RunConfig | None = None) -> Reques
         given["env"] = env
     if options.config is not None:  # what a file leaves out is at its default, which is a decision too
         given = {"policy": RunConfig.policy, "normalize": False, "env_kwargs": {}, **given}
-    config = RunConfig(**given, hyperparameters=hyperparameters)
-    _check_together(config, settings)
-    places = {} if "env_kwargs" not in settings else settings["env_kwargs"].inner
-    places = {name: places.get(name, settings["env_kwargs"].where) for name in config.env_kwargs}
+    taken, taken_hyperparameters = read_settings(shipped)
+    config = RunConfig(
+        **{**taken, **given},
+        hyperparameters={**taken_hyperparameters, **hyperparameters},
+        shipped=sorted((taken.keys() - given.keys()) | (taken_hyperparameters.keys() - hyperparameters.keys())),
+    )
+    check_settings_together(config, {**shipped, **settings})
+    if shipped and options.supervised is None:  # else the supervisor has said it
+        note = f"Settings for {env} are those of {shipped_file()}, where nothing else is said."
+    places = _places({**shipped, **settings}, config)
     return Request(config, given, hyperparameters, options.config is not None or base is not None, places, note)
+
+
+def _places(settings: dict[str, Given], config: RunConfig) -> dict[str, str]:
+    """Where each argument of the game was given."""
+    if "env_kwargs" not in settings:
+        return {}
+    found = settings["env_kwargs"]
+    return {name: found.inner.get(name, found.where) for name in config.env_kwargs}
 
 
 def _env_of(options: TrainOptions, base: RunConfig | None) -> tuple[str, str]:
@@ -128,11 +167,11 @@ def _env_of(options: TrainOptions, base: RunConfig | None) -> tuple[str, str]:
     if base is not None:
         return base.env, ""
     names = [] if options.config is None else names_of_sections(options.config)
-    if len(names) == 1 and names[0] != RunConfig.env:
+    if RunConfig.env in names or DEFAULT in names or not names:
+        return RunConfig.env, ""
+    if len(names) == 1:
         return names[0], f"{options.config} has settings for {names[0]} alone, so that is the environment."
-    if names and RunConfig.env not in names:
-        raise InputError(f"{options.config}: has entries for {names}; choose one of them by --env.")
-    return RunConfig.env, ""
+    raise InputError(f"{options.config}: has entries for {names}; choose one of them by --env.")
 
 
 def check_no_contradiction(request: Request, config: RunConfig, where: str) -> RunConfig:
@@ -154,19 +193,35 @@ def check_no_contradiction(request: Request, config: RunConfig, where: str) -> R
             raise InputError(f"{name}={value!r} was given, but the run in {where} has {own!r}: {_REMEDY}.")
     asked = dict(request.hyperparameters)
     if request.from_file:
-        asked = {**{name: default_of(name) for name in config.hyperparameters}, **asked}
+        asked = {**{name: plain_default_of(name) for name in config.hyperparameters}, **asked}
     for name, value in asked.items():
-        own = config.hyperparameters.get(name, default_of(name))
+        own = config.hyperparameter(name)
         if value != own:
             raise InputError(f"{name}={value!r} was given, but the run in {where} has {own!r}: {_REMEDY}.")
-    return replace(config, total_timesteps=request.given.get("total_timesteps", config.total_timesteps))
+    return replace(
+        config,
+        total_timesteps=request.given.get("total_timesteps", config.total_timesteps),
+        shipped=[name for name in config.shipped if name != "total_timesteps" or name not in request.given],
+    )
 
 
 _REMEDY = "leave it out to go on with the run, or start a new run without --resume"
 
 
-def _read_settings(settings: dict[str, Given]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Checked settings of the run, and hyperparameters, of what file and assignments say."""
+def _read_shipped(env: str) -> dict[str, Given]:
+    return read_section(shipped_file(), env) if env in shipped_ids() else {}
+
+
+def known_settings() -> list[str]:
+    """All names that a file may hold."""
+    return sorted((*_SECTION_NAMES, *NAMES))
+
+
+def read_settings(settings: Mapping[str, Given]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Checked settings of the run, by names of :class:`RunConfig`, and hyperparameters, of what file and assignments say.
+
+    :raises InputError: for the first thing that is wrong
+    """
     readers: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "n_timesteps": ("total_timesteps", _positive),
         "n_envs": ("n_envs", _positive),
@@ -184,8 +239,10 @@ def _read_settings(settings: dict[str, Given]) -> tuple[dict[str, Any], dict[str
                 hyperparameters[name] = read_hyperparameter(name, value)
             elif name in ELSEWHERE:
                 raise ValueError(f"{name} is set by {ELSEWHERE[name]}.")
+            elif name in _ZOO_ONLY:
+                raise ValueError(f"{name} works with RL Zoo alone (hmasd zoo train): in hmasd train {_ZOO_ONLY[name]}.")
             else:
-                known = sorted((*_SECTION_NAMES, *NAMES))
+                known = known_settings()
                 raise ValueError(f"there is no setting {name!r} (value {value!r}).{nearest(name, known)}")
         except ValueError as error:
             # Some messages name what they are about, others begin with "must be".
@@ -194,8 +251,11 @@ def _read_settings(settings: dict[str, Given]) -> tuple[dict[str, Any], dict[str
     return given, hyperparameters
 
 
-def _check_together(config: RunConfig, settings: dict[str, Given]) -> None:
-    """What depends on several settings; the place named is that of the one to change, if it was given."""
+def check_settings_together(config: RunConfig, settings: Mapping[str, Given]) -> None:
+    """Check what depends on several settings; the place named is that of the one to change, if it was given.
+
+    :raises InputError: if they do not fit together
+    """
     checks: dict[str, Callable[[RunConfig], None]] = {"policy_kwargs": _check_policy_kwargs, "batch_size": _check_batch_size}
     for name, check in checks.items():
         try:

@@ -62,7 +62,7 @@ def _normalized(env: VecEnv, config: RunConfig, training: bool) -> VecEnv:
         return env
     kwargs: dict[str, Any] = {} if config.normalize is True else dict(config.normalize)
     if kwargs.get("norm_obs", True):
-        kwargs.setdefault("norm_obs_keys", _numbers_of(env))
+        kwargs.setdefault("norm_obs_keys", float_keys(env))
         _check_keys(env, kwargs["norm_obs_keys"])
     kwargs.setdefault("gamma", config.hyperparameters.get("gamma", 0.99))
     if not training:
@@ -81,8 +81,8 @@ def _check_keys(env: VecEnv, names: Any) -> None:
             raise InputError(f"normalize: observations hold no {name!r}; they hold {known}.{nearest(str(name), known)}")
 
 
-def _numbers_of(env: VecEnv) -> list[str]:
-    """What can be normalised of an observation; masks cannot, nor need pictures be."""
+def float_keys(env: VecEnv) -> list[str]:
+    """Keys of what can be normalised of an observation; masks cannot, nor need pictures be."""
     space = env.observation_space
     assert isinstance(space, spaces.Dict)
     return [name for name in _NUMBERS if isinstance(space[name], spaces.Box) and np.issubdtype(space[name].dtype, np.floating)]

@@ -211,7 +211,8 @@ def newest_unfinished(config: RunConfig, may_be_longer: bool) -> RunFolder | Non
             print(f"Passed over: {error}", flush=True)
             continue
         long = config.total_timesteps
-        length_fits = own.total_timesteps == long or (may_be_longer and own.total_timesteps < long)
+        shipped = "total_timesteps" in own.shipped and "total_timesteps" in config.shipped
+        length_fits = shipped or own.total_timesteps == long or (may_be_longer and own.total_timesteps < long)
         if own.same_run(config) and length_fits and not folder.finished and not folder.busy():
             found.append((file.stat().st_mtime, folder))
     return max(found, key=lambda pair: pair[0])[1] if found else None

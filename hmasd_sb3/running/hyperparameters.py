@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch as th
@@ -34,11 +35,20 @@ def default_of(name: str) -> Any:
     return _PARAMETERS[name].default
 
 
+def plain_default_of(name: str) -> Any:
+    """The same as a plain value where there is one, by which it can be compared with what was given."""
+    value = default_of(name)
+    if isinstance(value, LinearSchedule) and value.end_fraction == 1.0:
+        return f"{_LINEAR}{value.start:g}_{value.end:g}"
+    return value
+
+
 def read_hyperparameter(name: str, value: Any) -> Any:
     """Check one hyperparameter and return it as a plain value of the right type.
 
     :param name: one of :data:`NAMES`
-    :param value: as read from YAML; numbers may be texts, floats that take a schedule may be ``"lin_<start>"``
+    :param value: as read from YAML; numbers may be texts, floats that take a schedule may be ``"lin_<start>"``,
+        a straight line to 0, or ``"lin_<start>_<end>"``
     :raises ValueError: naming the hyperparameter, the value met and what is allowed
     """
     kinds = {kind.strip() for kind in str(_PARAMETERS[name].annotation).split("|")}
@@ -49,6 +59,14 @@ def read_hyperparameter(name: str, value: Any) -> Any:
         value = as_plain(value)
     except ValueError as error:
         raise ValueError(f"{name} {error}.") from error
+    return check_value(name, value)
+
+
+def check_value(name: str, value: Any) -> Any:
+    """Check one hyperparameter that has the right type, or is an object such as a function as a schedule; returns it.
+
+    :raises ValueError: naming the hyperparameter, the value met and what is allowed
+    """
     check_hyperparameters({**_defaults(), name: _build(name, value)})
     return value
 
@@ -83,14 +101,33 @@ def _defaults() -> dict[str, Any]:
 
 def _build(name: str, value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_LINEAR) and "Schedule" in str(_PARAMETERS[name].annotation):
-        return LinearSchedule(float(value[len(_LINEAR) :]), 0.0, 1.0)
+        start, end = _ends_of_line(value)
+        return LinearSchedule(start, end, 1.0)
     return value
+
+
+def _ends_of_line(text: str) -> tuple[float, float]:
+    """Start and end that ``"lin_<start>"`` or ``"lin_<start>_<end>"`` stand for.
+
+    :raises ValueError: if they are no numbers
+    """
+    start, _, end = text[len(_LINEAR) :].partition("_")
+    return float(start), float(end or 0.0)
 
 
 def _read(name: str, value: Any, kinds: set[str]) -> Any:
     if "Schedule" in kinds and isinstance(value, str) and value.startswith(_LINEAR):
-        if not isinstance(read_number(value[len(_LINEAR) :]), int | float):
-            raise ValueError(f"{name} must be a number or a schedule such as 'lin_0.001' (linear to 0), got {value!r}.")
+        try:
+            ends = _ends_of_line(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} must be a number or a schedule such as 'lin_0.001' (linear to 0) or 'lin_0.001_0.0001', "
+                f"got {value!r}."
+            ) from error
+        if not all(math.isfinite(end) for end in ends):
+            raise ValueError(f"{name} must be finite, got {value!r}.")
+        if ends[1] < 0.0:
+            raise ValueError(f"{name} must not fall below 0, got {value!r}.")
         return value
     if "float" in kinds:
         return read_number(value)

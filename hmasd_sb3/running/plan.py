@@ -26,7 +26,7 @@ class Plan:
     checkpoint: Path | None
     """What to go on from; None to begin at the beginning."""
     note: str
-    """One line for the person who started the command."""
+    """Lines for the person who started the command."""
     done: bool = False
     """Whether the run has come to its end already."""
     warnings: tuple[str, ...] = ()
@@ -57,17 +57,22 @@ def make_plan(options: TrainOptions) -> Plan:
         if options.run_dir is not None:
             check_unused(options.run_dir)
         note = "" if options.resume is None else "No unfinished run below runs/ was started by this command: a new one begins."
-        return _new(request, " ".join(text for text in (request.note, note) if text), warnings)
+        return _new(request, _joined(note, request.note), warnings)
     folder, checkpoint = _named_run(options)
     if options.resume == AUTO and not folder.holds_run:
         check_unused(folder.path)
-        return _new(read_request(options, base), f"{folder.path} holds no run yet: a new one begins.", warnings)
+        request = read_request(options, base)
+        return _new(request, _joined(f"{folder.path} holds no run yet: a new one begins.", request.note), warnings)
     # Without --env, a file's settings are looked up for the game of the run.
     own = folder.read_config()
     request = read_request(replace(options, env=own.env if options.env is None and base is None else options.env), base)
     if options.env is None and base is None:
         request.given.pop("env", None)
     return _go_on(folder, request, checkpoint)
+
+
+def _joined(*notes: str) -> str:
+    return "\n".join(note for note in notes if note)
 
 
 def _new(request: Request, note: str, warnings: tuple[str, ...]) -> Plan:

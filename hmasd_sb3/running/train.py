@@ -58,11 +58,8 @@ def train(options: TrainOptions, stop: StopRequest, on_folder: Callable[[RunFold
     :raises BaseException: whatever training raises; checkpoints written before are kept
     """
     plan = make_plan(options)
-    if plan.note:
-        print(plan.note, flush=True)
-    for warning in plan.warnings:
-        print(f"Warning: {warning}", file=sys.stderr, flush=True)
     if plan.done:
+        print(plan.note, flush=True)
         if on_folder is not None and plan.folder is not None:
             on_folder(plan.folder)
         return DONE
@@ -74,6 +71,10 @@ def train(options: TrainOptions, stop: StopRequest, on_folder: Callable[[RunFold
         if plan.folder is not None:
             stack.enter_context(plan.folder.locked())
         model, eval_env = _build(plan, stack)
+        if plan.note:
+            print(plan.note, flush=True)
+        for warning in plan.warnings:
+            print(f"Warning: {warning}", file=sys.stderr, flush=True)
         folder = plan.folder or new_folder(plan.config, options.run_dir)
         if plan.folder is None:
             stack.enter_context(folder.locked())

@@ -11,6 +11,8 @@ import yaml
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.validation import nearest
 
+DEFAULT = "default"
+"""RL Zoo's name for the entry of all games that have none of their own."""
 T = TypeVar("T")
 _Entries = dict[str, tuple[yaml.Node, yaml.Node]]
 
@@ -25,28 +27,33 @@ class Given(NamedTuple):
     """Where each entry of a mapping is."""
 
 
-def read_section(path: Path, env: str) -> dict[str, Given]:
-    """What a file says about one environment.
+def read_section(path: Path, env: str, option: str = "--config") -> dict[str, Given]:
+    """What a file says about one environment; if that has no entry, what the file's entry ``default`` says.
 
-    :param path: a YAML file; its top-level keys are environment ids
+    :param path: a YAML file; its top-level keys are environment ids, and perhaps ``default``
     :param env: whose settings are wanted
+    :param option: what named the file, for error messages
     :return: settings by name, not yet checked
     :raises InputError: if the file cannot be read, is no YAML, holds tags that would run code or repeats a key, or has no
         entry for ``env``; naming file and line
     """
 
     def read(loader: yaml.SafeLoader, sections: _Entries) -> dict[str, Given]:
-        if env not in sections:
+        name = env if env in sections else DEFAULT
+        if name not in sections:
             known = list(sections)
-            raise InputError(f"{path}, line 1: has no entry for {env!r}; it has {known}.{nearest(env, known)}")
-        _, node = sections[env]
-        entries = _entries(loader, node, str(path), repr(env), "settings, such as 'n_envs: 32'")
+            raise InputError(
+                f"{path}, line 1: has no entry for {env!r}; it has {known}.{nearest(env, known)} "
+                f"Add one, or an entry {DEFAULT!r} for all games without one."
+            )
+        _, node = sections[name]
+        entries = _entries(loader, node, str(path), repr(name), "settings, such as 'n_envs: 32'")
         return {
             name: Given(loader.construct_object(value, deep=True), _at(path, key.start_mark), _inner(path, value))
             for name, (key, value) in entries.items()
         }
 
-    return _read(path, read)
+    return _read(path, option, read)
 
 
 def names_of_sections(path: Path) -> list[str]:
@@ -54,17 +61,17 @@ def names_of_sections(path: Path) -> list[str]:
 
     :raises InputError: as :func:`read_section`
     """
-    return _read(path, lambda _, sections: list(sections))
+    return _read(path, "--config", lambda _, sections: list(sections))
 
 
-def _read(path: Path, use: Callable[[yaml.SafeLoader, _Entries], T]) -> T:
+def _read(path: Path, option: str, use: Callable[[yaml.SafeLoader, _Entries], T]) -> T:
     """Open a file, hand over its sections, and say what is wrong with it by file and line."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--config {path}: cannot be read: {error.strerror}.") from error
+        raise InputError(f"{option} {path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"--config {path}: is no text in UTF-8 (byte {error.start}).") from error
+        raise InputError(f"{option} {path}: is no text in UTF-8 (byte {error.start}).") from error
     # SafeLoader builds plain values only; whatever else a tag asks for is an error below, never carried out.
     try:
         loader = yaml.SafeLoader(text)

@@ -1,0 +1,137 @@
+"""``hmasd tune``."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmasd_sb3.commands.ends import fail, report
+from hmasd_sb3.running.errors import SIGNAL_BASE, WRONG_INPUT, InputError
+
+EXIT_CODES = """\b
+Exit codes:
+  0    the study has all its trials, or the time was up
+  1    something else went wrong: workers died again and again, a full disk
+  2    wrong input: nothing was started
+  4    too many trials failed; the last error was printed
+  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM: the same command goes on
+"""
+
+
+def tune(
+    env: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Registered id, or package.module:factory.  [default: AliceAndBob-v0]"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.yml", help="Settings in RL Zoo's format that are the same in all trials."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="One such setting, e.g. skill_interval=50; may be repeated."),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Search this argument, or group: skills, batches, ppo; may be repeated.  [default: all groups]",
+        ),
+    ] = None,
+    total_timesteps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Environment steps per trial and seed.  [default: 100000]")
+    ] = None,
+    n_envs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Environments side by side.  [default: 32]")] = None,
+    n_workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes to spread the environments of one training over.  [default: none]"),
+    ] = None,
+    trials: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Trials that have a value in the end, complete or pruned, of all workers.")
+    ] = 50,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that try at the same time.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings per trial, of seeds 0 to N - 1.")] = 2,
+    n_evaluations: Annotated[int, typer.Option(min=1, metavar="N", help="Evaluations per training, evenly spread.")] = 10,
+    eval_episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes per evaluation and seed.")] = 50,
+    aggregate: Annotated[
+        str, typer.Option(metavar="mean|min|q25", help="What the seeds' values become; q25: lower quartile.")
+    ] = "mean",
+    metric: Annotated[
+        str, typer.Option(metavar="auto|success|return", help="What is maximised; auto: success where it is reported.")
+    ] = "auto",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic/--sampled", help="Evaluate the most likely actions, or drawn ones.")
+    ] = False,
+    sampler: Annotated[str, typer.Option(metavar="tpe|random", help="How new trials are chosen.")] = "tpe",
+    pruner: Annotated[
+        str, typer.Option(metavar="median|halving|none", help="How trials are ended early that lag behind.")
+    ] = "median",
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampler.")] = 0,
+    defaults_first: Annotated[
+        bool,
+        typer.Option("--enqueue-defaults/--no-enqueue-defaults", help="Whether a new study's first trial is the defaults."),
+    ] = True,
+    paper_first: Annotated[
+        str | None,
+        typer.Option("--enqueue-paper", metavar="TASK", help="A new study tries the paper's setting of this task first."),
+    ] = None,
+    max_failures: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Stop after so many crashes in a row; after one while no trial has a value."),
+    ] = 3,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.0, metavar="SECONDS", help="Begin no trial after that.  [default: none]")
+    ] = None,
+    study: Annotated[str | None, typer.Option(metavar="NAME", help="The study's name.  [default: hmasd-<env>]")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|URL",
+            help="Journal file, sqlite:///FILE or postgresql://USER@HOST/DATABASE.  [default: study.journal in --out]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for best.yml, tables, pictures.  [default: runs/tune-<env>]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, and nothing else.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print tracebacks of refused input.")] = False,
+    worker: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Search for hyperparameters with Optuna.
+
+    The same command, given again, goes on with the study; given in several places at once, all work on it.
+    """
+    given = {**locals(), "assignments": assignments or [], "search": search or []}
+    raise typer.Exit(_tune(given, given.pop("worker"), given.pop("verbose")))
+
+
+def _tune(given: dict[str, object], worker: str | None, verbose: bool) -> int:
+    import torch as th
+
+    from hmasd_sb3.monitoring.stopping import StopRequest
+    from hmasd_sb3.supervisor import end_with_supervisor
+
+    th.set_num_threads(1)
+    try:
+        with StopRequest() as stop:
+            try:
+                from hmasd_sb3.tuning.search import TuneOptions, run_worker, tune
+
+                if worker is not None:
+                    end_with_supervisor()
+                    return run_worker(worker, stop)
+                return tune(TuneOptions(**given), stop)  # type: ignore[arg-type]
+            except KeyboardInterrupt:
+                if worker is None:
+                    print("Stopped at once.", file=sys.stderr, flush=True)
+                return SIGNAL_BASE + (stop.number or 2)
+    except InputError as error:
+        if verbose:
+            traceback.print_exc()
+        return fail(WRONG_INPUT, str(error))
+    except Exception as error:
+        return report(error)

@@ -1,0 +1,161 @@
+"""Pictures of a study: its course, which arguments mattered, and how the value depends on them."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hmasd_sb3.monitoring.optional import import_optional
+from hmasd_sb3.tuning.report import state_of
+from hmasd_sb3.tuning.space import N_ENVS
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+_COMPLETE, _PRUNED, _FAILED, _BEST = "#0072b2", "#999999", "#d55e00", "#009e73"
+_MOST = 12
+_N_SLICES = 6
+
+
+def plot_study(study: Study, out: Path) -> list[Path]:
+    """Draw ``history.png`` and, from two complete trials on, ``importances.png`` and ``slices.png``.
+
+    :param out: folder, made if need be
+    :return: what was drawn
+    :raises ImportError: if matplotlib is not installed
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = [_save(_history(study), out / "history.png")]
+    weights = importances(study)
+    if weights:
+        drawn.append(_save(_importances(weights), out / "importances.png"))
+        drawn.append(_save(_slices(study, list(weights)[:_N_SLICES]), out / "slices.png"))
+    return drawn
+
+
+def importances(study: Study) -> dict[str, float]:
+    """How much of the differences between complete trials each parameter explains, the largest first; they add up to 1.
+
+    By fANOVA if scikit-learn is installed, else by PED-ANOVA. Empty if there is nothing to explain: fewer than two complete
+    trials, or all of one value.
+    """
+    import optuna
+
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    if len({trial.value for trial in complete}) < 2:
+        return {}
+    names = set.intersection(*(set(trial.params) for trial in complete)) - {N_ENVS}
+    names = {name for name in names if len({str(trial.params[name]) for trial in complete}) > 1}
+    if not names:
+        return {}
+    evaluator: Any
+    if importlib.util.find_spec("sklearn") is not None:
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    else:
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=sorted(names))
+    return dict(found)
+
+
+def _figure(width: float, height: float) -> Any:
+    figure = import_optional("matplotlib.figure", purpose="Drawing a study", extra="tuning").Figure(
+        figsize=(width, height), layout="constrained"
+    )
+    import_optional("matplotlib.backends.backend_agg", purpose="Drawing a study", extra="tuning").FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _tidy(axes: Any) -> None:
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _history(study: Study) -> Any:
+    trials = study.get_trials(deepcopy=False)
+    figure = _figure(7.0, 4.2)
+    axes = figure.add_subplot()
+    kinds = {"complete": ("o", _COMPLETE), "pruned": ("x", _PRUNED)}
+    for state, (marker, colour) in kinds.items():
+        chosen = [trial for trial in trials if state_of(trial) == state and trial.value is not None]
+        if chosen:
+            axes.scatter([t.number for t in chosen], [t.value for t in chosen], marker=marker, color=colour, s=30, label=state)
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    if complete:
+        best = np.maximum.accumulate([float(trial.value or 0.0) for trial in complete])
+        numbers = [trial.number for trial in complete]
+        axes.step(numbers, best, where="post", color=_BEST, linewidth=1.6, label="best so far", zorder=1)
+    failed = [trial.number for trial in trials if trial.state.name == "FAIL"]
+    if failed:  # they have no value, so they stand at the foot of the picture
+        foot = axes.get_xaxis_transform()
+        axes.scatter(failed, [0.02] * len(failed), marker="v", color=_FAILED, s=30, label="failed", transform=foot)
+    axes.set_xlabel("trial")
+    axes.set_ylabel("value")
+    axes.set_title(study.study_name, fontsize=11)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _tidy(axes)
+    axes.legend(loc="best", frameon=False, fontsize=9)
+    return figure
+
+
+def _importances(weights: dict[str, float]) -> Any:
+    shown = list(weights.items())[:_MOST][::-1]
+    figure = _figure(7.0, 1.0 + 0.3 * len(shown))
+    axes = figure.add_subplot()
+    bars = axes.barh([name for name, _ in shown], [weight for _, weight in shown], color=_COMPLETE)
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axes.set_xlim(0, max(weight for _, weight in shown) * 1.15)
+    axes.set_xlabel("share of the differences between complete trials")
+    _tidy(axes)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _slices(study: Study, names: list[str]) -> Any:
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
+    best = max((trial for trial in trials if trial.state.name == "COMPLETE"), key=lambda one: float(one.value or 0.0))
+    columns = min(3, len(names))
+    figure = _figure(2.6 * columns + 0.6, 2.5 * math.ceil(len(names) / columns))
+    grid = figure.subplots(math.ceil(len(names) / columns), columns, sharey=True, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(names):
+            axes.set_visible(False)
+            continue
+        _slice(axes, names[place], trials, best)
+        if place % columns == 0:
+            axes.set_ylabel("value")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _slice(axes: Any, name: str, trials: list[FrozenTrial], best: FrozenTrial) -> None:
+    distribution = best.distributions[name]
+    choices = [str(choice) for choice in getattr(distribution, "choices", ())]
+    groups: dict[str, tuple[list[FrozenTrial], dict[str, Any]]] = {
+        "pruned": ([t for t in trials if t.state.name == "PRUNED"], {"color": _PRUNED, "marker": "x"}),
+        "complete": ([t for t in trials if t.state.name == "COMPLETE"], {"color": _COMPLETE}),
+        "best": ([best], {"color": _BEST, "marker": "*", "zorder": 3}),
+    }
+    for label, (group, style) in groups.items():
+        chosen = [trial for trial in group if name in trial.params and trial.value is not None]
+        at = [choices.index(str(t.params[name])) if choices else t.params[name] for t in chosen]
+        axes.scatter(at, [t.value for t in chosen], s=90 if label == "best" else 22, label=label, **style)
+    if choices:
+        axes.set_xticks(range(len(choices)), choices)
+        axes.set_xlim(-0.5, len(choices) - 0.5)
+    elif getattr(distribution, "log", False):
+        axes.set_xscale("log")
+    axes.set_xlabel(name, fontsize=9)
+    axes.tick_params(labelsize=8)
+    _tidy(axes)

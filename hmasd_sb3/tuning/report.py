@@ -1,0 +1,143 @@
+"""What a study came to: tables and files for people and programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hmasd_sb3.running.errors import InputError
+from hmasd_sb3.running.files import replace_atomically, write_json
+from hmasd_sb3.running.folder import git_commit
+from hmasd_sb3.running.versions import versions
+from hmasd_sb3.tuning.objective import ERROR, EVALUATIONS, HYPERPARAMETERS, SECONDS
+from hmasd_sb3.tuning.study import CRASHED, KIND, ORIGIN, RETRY_OF, SharedStudy
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+_ZOO_HAS_NO_NONE = ("clip_range_vf",)
+"""Schedules, of which RL Zoo refuses None; they are left out where None is the default anyway."""
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """How a trial ended, in one word: complete, pruned, crashed, killed, interrupted; or running, waiting."""
+    state = str(trial.state.name).lower()
+    return str(trial.user_attrs.get(KIND, CRASHED)) if state == "fail" else state
+
+
+def best_trial(shared: SharedStudy) -> FrozenTrial | None:
+    """The complete trial of the highest value, the earlier one of two equal ones."""
+    complete = [trial for trial in shared.trials() if trial.state.name == "COMPLETE"]
+    return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+
+
+def counts(shared: SharedStudy) -> dict[str, int]:
+    """Trials by how they ended."""
+    found: dict[str, int] = {}
+    for trial in shared.trials():
+        found[state_of(trial)] = found.get(state_of(trial), 0) + 1
+    return found
+
+
+def summary(shared: SharedStudy) -> dict[str, Any]:
+    """The study as plain values."""
+    best = best_trial(shared)
+    return {
+        "study": shared.study.study_name,
+        "storage": shared.place.shown,
+        "settings": vars(shared.spec),
+        "trials": counts(shared),
+        "best": None if best is None else _as_dict(best),
+        "versions": {**versions(None), "optuna": metadata.version("optuna")},
+        "git_commit": git_commit(),
+    }
+
+
+def _as_dict(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": state_of(trial),
+        "value": trial.value,
+        "seconds": trial.user_attrs.get(SECONDS),
+        "origin": trial.user_attrs.get(ORIGIN),
+        "hyperparameters": trial.user_attrs.get(HYPERPARAMETERS),
+        "evaluations": trial.user_attrs.get(EVALUATIONS),
+    }
+
+
+def best_yaml(shared: SharedStudy) -> str:
+    """The best trial in RL Zoo's format, for ``hmasd train --config``.
+
+    :raises InputError: if no trial is complete
+    """
+    best, spec = best_trial(shared), shared.spec
+    if best is None:
+        raise InputError(f"--study {shared.study.study_name}: has no complete trial.")
+    settings: dict[str, Any] = {"n_timesteps": spec.total_timesteps, "n_envs": spec.n_envs, "policy": spec.policy}
+    if spec.normalize is not False:
+        settings["normalize"] = spec.normalize
+    if spec.env_kwargs:
+        settings["env_kwargs"] = spec.env_kwargs
+    chosen = dict(best.user_attrs[HYPERPARAMETERS])
+    settings |= {name: value for name, value in chosen.items() if not (value is None and name in _ZOO_HAS_NO_NONE)}
+    by_seed = best.user_attrs[EVALUATIONS]["by_seed"]
+    last = ", ".join(f"{seed}: {values[-1]:.3g}" for seed, values in zip(spec.seeds, by_seed, strict=True))
+    origin = f" ({best.user_attrs[ORIGIN]})" if ORIGIN in best.user_attrs else ""
+    made = " ".join(f"{name} {version}" for name, version in summary(shared)["versions"].items())
+    lines = [
+        f"# Trial {best.number}{origin} of the study {shared.study.study_name!r} in {shared.place.shown}: the best of "
+        f"{shared.n_finished()}.",
+        f"# Value {best.value:.4g}: the last third of {spec.n_evaluations} evaluations of {spec.n_eval_episodes} episodes "
+        f"each, {spec.aggregate} over seeds, {spec.total_timesteps:,} environment steps per seed.",
+        f"# Last evaluation by seed: {last}. The best of many was also lucky: judge it by seeds that it was not chosen by.",
+        f"# {made}",
+    ]
+    text: str = yaml.safe_dump({spec.env: settings}, sort_keys=False, default_flow_style=False)
+    return "\n".join(lines) + "\n" + text
+
+
+def trials_csv(shared: SharedStudy) -> str:
+    """All trials, one line each; what was chosen as constructor arguments."""
+    trials = shared.trials()
+    arguments = sorted({name for trial in trials for name in trial.user_attrs.get(HYPERPARAMETERS, {})})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["number", "state", "value", "last_step", "seconds", "origin", "retry_of", "error", *arguments])
+    for trial in trials:
+        attributes, chosen = trial.user_attrs, trial.user_attrs.get(HYPERPARAMETERS, {})
+        named = [attributes.get(name) for name in (SECONDS, ORIGIN, RETRY_OF, ERROR)]
+        steps = max(trial.intermediate_values, default=None)
+        writer.writerow([trial.number, state_of(trial), trial.value, steps, *named, *(chosen.get(name) for name in arguments)])
+    return text.getvalue()
+
+
+def table(shared: SharedStudy, n_rows: int = 5) -> list[str]:
+    """The best complete trials, one line each."""
+    complete = [trial for trial in shared.trials() if trial.state.name == "COMPLETE"]
+    lines = []
+    for trial in sorted(complete, key=lambda one: (-(one.value or 0.0), one.number))[:n_rows]:
+        by_seed = trial.user_attrs.get(EVALUATIONS, {}).get("by_seed", [])
+        last = " ".join(f"{values[-1]:.3g}" for values in by_seed)
+        origin = f"  {trial.user_attrs[ORIGIN]}" if ORIGIN in trial.user_attrs else ""
+        lines.append(f"  trial {trial.number:>4}   value {trial.value:>8.4g}   last evaluation by seed: {last}{origin}")
+    return lines
+
+
+def write_files(shared: SharedStudy, out: Path) -> list[Path]:
+    """Write ``trials.csv``, ``study.json`` and, if a trial is complete, ``best.yml``.
+
+    :return: what was written
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"trials.csv": trials_csv(shared)}
+    if best_trial(shared) is not None:
+        files["best.yml"] = best_yaml(shared)
+    for name, text in files.items():
+        replace_atomically(out / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+    write_json(out / "study.json", summary(shared))
+    return [out / name for name in (*files, "study.json")]
