@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ from commands import hmasd
 
 from hmasd_sb3.envs import JAXMARL_IDS
 from hmasd_sb3.running import env_list
-from hmasd_sb3.running.env_list import EnvEntry, list_environments
+from hmasd_sb3.running.env_list import list_environments
+from hmasd_sb3.zoo.shipped import shipped_ids
 
 
 def listed(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
@@ -40,13 +39,13 @@ def test_sizes_are_those_of_the_environment(capsys: pytest.CaptureFixture[str]) 
 
 def test_everything_that_can_be_named_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     entries = listed("--quick", capsys=capsys)
-    assert {"AliceAndBob-v0", *JAXMARL_IDS, "mpe2.simple_spread_v3:parallel_env", "butterfly/pistonball-v6"} <= set(entries)
+    assert {"AliceAndBob-v0", *JAXMARL_IDS, "SimpleSpread-v0", "butterfly/pistonball-v6"} <= set(entries)
     assert all(entry["agents"] is None for entry in entries.values())
 
 
 def test_games_of_other_packages(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("mpe2")
-    (entry,) = listed("simple_spread", capsys=capsys).values()
+    (entry,) = listed("SimpleSpread", capsys=capsys).values()
     assert (entry["agents"], entry["obs"], entry["actions"], entry["time_limit"]) == (3, [18], "5", 25)
     assert entry["masks"] == ["agent_mask"]
     (entry,) = listed("pistonball", capsys=capsys).values()
@@ -57,7 +56,7 @@ def test_what_is_missing_comes_with_its_command(capsys: pytest.CaptureFixture[st
     monkeypatch.setattr(env_list, "is_there", lambda module: False)
     entries = listed("--quick", capsys=capsys)
     assert entries["SMAX-3m-v0"]["missing"] == 'pip install "hmasd-sb3[jaxmarl]"'
-    assert entries["mpe2.simple_spread_v3:parallel_env"]["missing"] == 'pip install "hmasd-sb3[mpe]"'
+    assert entries["SimpleSpread-v0"]["missing"] == 'pip install "hmasd-sb3[mpe]"'
     assert entries["AliceAndBob-v0"]["missing"] is None
 
     def absent(*_: Any, **__: Any) -> None:
@@ -79,10 +78,8 @@ def test_recommended_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     """Of the file that comes with the package, whose environment arguments count for the sizes too."""
     file = tmp_path / "hmasd.yml"
     file.write_text("AliceAndBob-v0:\n  n_envs: 16\n  env_kwargs: {max_steps: 33}\nodd_games:OddTeam:\n  gamma: 0.9\n")
-    shipped = types.ModuleType("hmasd_sb3.zoo.shipped")
-    shipped.shipped_file = lambda: file  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hmasd_sb3.zoo", types.ModuleType("hmasd_sb3.zoo"))
-    monkeypatch.setitem(sys.modules, "hmasd_sb3.zoo.shipped", shipped)
+    monkeypatch.setattr(env_list, "shipped_file", lambda: file)
+    monkeypatch.setattr(env_list, "shipped_ids", lambda: ("AliceAndBob-v0", "odd_games:OddTeam"))
     entry = list_environments("AliceAndBob-v0")[0]
     assert entry.settings == {"n_envs": 16, "env_kwargs": {"max_steps": 33}}
     assert entry.time_limit == 33
@@ -92,9 +89,9 @@ def test_recommended_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "\nAliceAndBob-v0:\n  n_envs: 16\n  env_kwargs: {'max_steps': 33}\n" in capsys.readouterr().out
 
 
-def test_a_package_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(env_list, "shipped_settings", lambda: None)
-    assert list_environments("alice", with_sizes=False) == [EnvEntry("AliceAndBob-v0", "this package")]
+def test_every_game_with_settings_is_listed() -> None:
+    entries = {entry.env: entry.settings for entry in list_environments(with_sizes=False)}
+    assert {env for env, settings in entries.items() if settings} == set(shipped_ids())
 
 
 def test_no_such_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,13 @@ class TestNormalization:
             assert message in capsys.readouterr().err
 
 
+def test_a_window(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    got = answer(capsys, "plain", "--render", "--episodes", "1", "--set", "env_kwargs={size: 5, max_steps: 3}")
+    assert (got["n_envs"], got["lengths"]) == (1, [3])
+
+
 def test_pictures(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in ("plain", "normalized"):
         assert hmasd("eval", run, "--episodes", "2", "--gif", f"{run}.gif", "--plot", f"new/{run}.png") == 0
@@ -156,7 +163,7 @@ def test_pictures(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["plain/model.zip", "--best"], "--best is for a run's folder"),
         (["early"], "the run is not complete, so there is no model.zip. Give one of its checkpoints, such as early/"),
         (["early", "--best"], "the run has made no evaluation yet"),
-        (["plain", "--render"], "--render: render_mode must be .* got 'human'. .--gif writes"),
+        (["plain", "--render", "--env", "odd_games:OddTeam"], "--render: .*'render_mode'. .--gif writes an episode instead"),
     ],
 )
 def test_wrong_input(in_tmp: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

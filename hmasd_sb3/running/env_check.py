@@ -131,8 +131,9 @@ def check_before_training(config: RunConfig) -> None:
         return
     try:
         report = try_environment(config)
-    except (ValueError, TypeError, ImportError, FileNotFoundError):
-        return  # making the environments of the run says the same, with the place of what is wrong
+    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+        print(f"Note: {config.env} was not tried out, as no further copy can be made: {_plain(str(error))}", flush=True)
+        return
     for finding in report.findings:
         if finding.convention == SAID:
             continue  # will be said again

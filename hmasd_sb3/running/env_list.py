@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -13,16 +11,18 @@ import numpy as np
 import pettingzoo
 from gymnasium import spaces
 
-from hmasd_sb3.envs import ALICE_AND_BOB_ID, JAXMARL_IDS
+import hmasd_sb3.envs
+from hmasd_sb3.envs import JAXMARL_IDS, SIMPLE_SPREAD_ID
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.requirements import is_there
+from hmasd_sb3.running.yaml_file import read_section
 from hmasd_sb3.wrappers import make_team_vec_env
+from hmasd_sb3.zoo.shipped import shipped_file, shipped_ids
 
-OF_THIS_PACKAGE = [ALICE_AND_BOB_ID, *JAXMARL_IDS]
-_MPE2 = {
-    name: f"mpe2.{name}:parallel_env" for name in ("simple_spread_v3", "simple_speaker_listener_v4", "simple_reference_v3")
-}
-"""Those of mpe2's games in which all agents want the same."""
+_MPE2 = tuple(f"mpe2.{name}:parallel_env" for name in ("simple_speaker_listener_v4", "simple_reference_v3"))
+"""Those of mpe2's games in which all agents want the same, beside the one that this package registers."""
+_EXTRAS = {"JaxMARL": ("jaxmarl", "jaxmarl"), "mpe2": ("mpe2", "mpe")}
+"""Module to look for and extra that brings it, by source."""
 _COOPERATIVE = ("butterfly", "sisl")
 """PettingZoo's families whose agents want the same; most others play against each other."""
 _TIME_LIMITS = ("max_steps", "max_cycles", "max_episode_steps")
@@ -66,8 +66,10 @@ def list_environments(wanted: str | None = None, *, with_sizes: bool = True) -> 
     :raises InputError: if the name of none holds ``wanted``
     """
     settings = recommended_settings()
-    named = [(env, "this package" if env == ALICE_AND_BOB_ID else "JaxMARL") for env in OF_THIS_PACKAGE]
-    named += [(place, "mpe2") for place in _MPE2.values()]
+    own = [spec.id for spec in gym.registry.values() if str(spec.entry_point).startswith(hmasd_sb3.__name__)]
+    sources = {SIMPLE_SPREAD_ID: "mpe2", **dict.fromkeys(JAXMARL_IDS, "JaxMARL")}
+    named = [(env, sources.get(env, "this package")) for env in own]
+    named += [(place, "mpe2") for place in _MPE2]
     registered = sorted(getattr(pettingzoo, "parallel_registry", {}))
     named += [(env, "PettingZoo") for env in registered if env.partition("/")[0] in _COOPERATIVE]
     named += [(env, "settings file") for env in settings if env not in dict(named)]
@@ -81,24 +83,8 @@ def list_environments(wanted: str | None = None, *, with_sizes: bool = True) -> 
 
 
 def recommended_settings() -> dict[str, dict[str, Any]]:
-    """The entries of the settings file that comes with this package, by environment; empty if it has none."""
-    path = shipped_settings()
-    if path is None:
-        return {}
-    from hmasd_sb3.running.yaml_file import names_of_sections, read_section
-
-    return {env: {name: given.value for name, given in read_section(path, env).items()} for env in names_of_sections(path)}
-
-
-def shipped_settings() -> Path | None:
-    """The settings file that comes with this package."""
-    try:
-        shipped = importlib.import_module("hmasd_sb3.zoo.shipped")
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("hmasd_sb3.zoo"):
-            raise
-        return None
-    return Path(shipped.shipped_file())
+    """The entries of the settings file that comes with this package, by environment."""
+    return {env: {name: given.value for name, given in read_section(shipped_file(), env).items()} for env in shipped_ids()}
 
 
 def _entry(env: str, source: str, settings: dict[str, Any] | None, with_sizes: bool) -> EnvEntry:
@@ -157,7 +143,7 @@ def _time_limit(env: str, venv: Any) -> int | None:
 
 def _missing(env: str, source: str) -> str | None:
     """What to install before a game can be made, as far as this package knows."""
-    module, extra = {"JaxMARL": ("jaxmarl", "jaxmarl"), "mpe2": ("mpe2", "mpe")}.get(source, (None, None))
+    module, extra = _EXTRAS.get(source, (None, None))
     if module is None:
         return None
     return None if is_there(module) else f'pip install "hmasd-sb3[{extra}]"'

@@ -65,8 +65,6 @@ def train(options: TrainOptions, stop: StopRequest, on_folder: Callable[[RunFold
         return DONE
     with_tensorboard = _use_tensorboard(options.tensorboard)
     server = make_server(options) if options.supervised is None else None  # else the supervisor has one
-    if plan.folder is None and options.check:
-        check_before_training(plan.config)
     with ExitStack() as stack:
         if plan.folder is not None:
             stack.enter_context(plan.folder.locked())
@@ -75,6 +73,8 @@ def train(options: TrainOptions, stop: StopRequest, on_folder: Callable[[RunFold
             print(plan.note, flush=True)
         for warning in plan.warnings:
             print(f"Warning: {warning}", file=sys.stderr, flush=True)
+        if plan.folder is None and options.check:
+            check_before_training(plan.config)
         folder = plan.folder or new_folder(plan.config, options.run_dir)
         if plan.folder is None:
             stack.enter_context(folder.locked())
