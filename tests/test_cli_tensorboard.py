@@ -56,6 +56,15 @@ def taken_port() -> tuple[socket.socket, int]:
     return holder, holder.getsockname()[1]
 
 
+def address_of(process: subprocess.Popen[str]) -> str:
+    """What a run says about its server, among the first things it says."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := ADDRESS.fullmatch(line.strip()):
+            return found[1]
+    raise AssertionError(f"no address: {process.communicate()}")
+
+
 class TestServer:
     def test_answers_until_it_is_stopped(self, in_tmp: Path, stand_in: None) -> None:
         with TensorBoardServer(in_tmp) as server:
@@ -153,10 +162,8 @@ class TestTrain:
     )
     def test_the_real_one_ends_with_the_run(self, in_tmp: Path, number: signal.Signals, code: int) -> None:
         process = start(in_tmp, *WITH_SERVER, "--total-timesteps", LONG, "--run-dir", "r")
-        assert process.stdout is not None
-        found = ADDRESS.fullmatch(process.stdout.readline().strip())
-        assert found is not None
-        assert answers(found[1])
+        address = address_of(process)
+        assert answers(address)
         servers = children_of(process.pid)
         assert len(servers) == 1
         wait_until(lambda: (in_tmp / "r/metrics.jsonl").exists() and (in_tmp / "r/metrics.jsonl").stat().st_size, process)
@@ -165,7 +172,7 @@ class TestTrain:
         assert process.returncode == code
         assert ("--tensorboard" in out) == (number == signal.SIGINT)  # the command that goes on
         wait_until(lambda: not any(alive(pid) for pid in servers), seconds=10)
-        assert not answers(found[1])
+        assert not answers(address)
 
     @pytest.mark.slow
     @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
@@ -175,15 +182,14 @@ class TestTrain:
         arguments += ["--tensorboard", "--max-restarts", "1", "--total-timesteps", LONG, "--run-dir", "r"]
         process = start(in_tmp, *arguments, "--set", f"env_kwargs={{fault: kill, at: 30, once: {once}}}")
         assert process.stdout is not None
-        found = ADDRESS.fullmatch(process.stdout.readline().strip())
-        assert found is not None
+        address = address_of(process)
         servers = set(children_of(process.pid))
         line: Any = ""
         while "Going on from" not in line:
             line = process.stdout.readline()
             assert "TensorBoard is at" not in line
         assert once.exists()
-        assert answers(found[1])
+        assert answers(address)
         (server,) = servers & set(children_of(process.pid))
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
