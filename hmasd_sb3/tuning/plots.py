@@ -104,7 +104,8 @@ def _history(study: Study) -> Any:
     axes.set_title(study.study_name, fontsize=11)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _tidy(axes)
-    axes.legend(loc="best", frameon=False, fontsize=9)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best", frameon=False, fontsize=9)
     return figure
 
 

@@ -182,8 +182,10 @@ def _read(options: TuneOptions) -> _Command:
 def _first_trials(options: TuneOptions, space: SearchSpace, n_envs: int) -> dict[str, dict[str, Any]]:
     first: dict[str, dict[str, Any]] = {"defaults": {}} if options.defaults_first else {}
     if options.paper_first is not None:
-        first["paper's setting"] = paper_settings(options.paper_first, n_envs)
-        space.params_of(first["paper's setting"], n_envs)
+        paper = paper_settings(options.paper_first, n_envs)
+        paper["batch_size"] = space.fixed.get("n_steps", paper["n_steps"]) * n_envs  # all of a rollout at once
+        space.params_of(paper, n_envs)
+        first["paper's setting"] = paper
     return first
 
 
