@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -184,6 +185,18 @@ def test_the_dashboard_shows_the_study(storage: str) -> None:
         process.kill()
         process.communicate()
     assert study["study_name"] == "s"
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs() -> None:
+    program = str(Path(__file__).parents[1] / "benchmarks/tuning.py")
+    sizes = ["--trials=3", "--total-timesteps=3200", "--seeds=1", "--new-seeds=1", "--episodes=4"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, program, "--storages=journal", "--out=out", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "3 complete, 1 killed" in done.stdout
+    assert "| paper's setting |" in done.stdout
 
 
 class TestPage:

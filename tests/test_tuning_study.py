@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from hmasd_sb3.tuning.leases import FileLeases, Leases, PostgresLeases
 from hmasd_sb3.tuning.objective import ERROR, SETTINGS
 from hmasd_sb3.tuning.report import state_of
 from hmasd_sb3.tuning.storage import Place, open_storage
-from hmasd_sb3.tuning.study import ATTEMPT, ORIGIN, RETRY_OF, SharedStudy, Spec, Turn, open_study
+from hmasd_sb3.tuning.study import ATTEMPT, ORIGIN, RETRY_OF, SharedStudy, Spec, Turn, load_study, open_study
 from hmasd_sb3.tuning.workers import make_pruner, make_sampler, work
 
 
@@ -341,6 +342,87 @@ def kill(child: int) -> None:
     os.waitpid(child, 0)
 
 
+def fork(act: Callable[[], object]) -> int:
+    """A process that acts and ends, with 0 if all went well; its id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended_well(child: int) -> bool:
+    return os.waitpid(child, 0)[1] == 0
+
+
+class TestTogether:
+    """Processes that meet on one storage."""
+
+    @pytest.fixture(params=["journal", "sqlite", "postgresql"])
+    def storage(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+        if request.param == "postgresql":
+            if reason := postgres.why_not():
+                pytest.skip(reason)
+            pytest.importorskip("psycopg")
+            with postgres.server() as url:
+                yield url
+        else:
+            yield str(tmp_path / "s.journal") if request.param == "journal" else f"sqlite:///{tmp_path}/s.db"
+
+    def test_several_make_a_fresh_study_at_once(self, storage: str) -> None:
+        children = [fork(lambda: open_study(open_storage(storage), "s", spec(), {"defaults": {}})) for _ in range(4)]
+        ends = [ended_well(child) for child in children]
+        assert all(ends)
+        shared, is_new = open_study(open_storage(storage), "s", spec(), {"defaults": {}})
+        assert not is_new
+        assert len(shared.trials()) == 1
+        shared.place.leases.close()
+
+    def test_the_number_of_trials_is_exact_though_one_worker_is_killed(self, storage: str) -> None:
+        first = open_study(open_storage(storage), "s", spec(), {})[0]
+        if not storage.startswith("postgresql"):
+            first.place.leases.close()
+
+        def objective(trial: Trial) -> float:
+            value = value_of(trial)
+            time.sleep(0.05 * value)
+            trial.report(value, 1)
+            if trial.number % 5 == 4:
+                raise optuna.TrialPruned
+            return value
+
+        def worker() -> None:
+            shared = load_study(open_storage(storage), "s", 0)
+            assert work(shared, objective, 15, 3, StopRequest()) == DONE
+
+        def first_worker() -> None:
+            shared = load_study(open_storage(storage), "s", 0)
+            work(shared, lambda trial: time.sleep(60 * (value_of(trial) + 1)) or 0.0, 15, 3, StopRequest())
+
+        doomed = fork(first_worker)
+        while not [trial for trial in first.trials() if trial.params]:
+            time.sleep(0.01)
+        others = [fork(worker) for _ in range(2)]
+        while first.n_finished() < 3:
+            time.sleep(0.01)
+        kill(doomed)
+        ends = [ended_well(child) for child in others]
+        assert all(ends)
+        states = [state_of(trial) for trial in first.trials()]
+        assert states.count("complete") + states.count("pruned") == 15
+        assert states.count("killed") == 1
+        assert len(states) == 16
+        (retry,) = [trial for trial in first.trials() if RETRY_OF in trial.user_attrs]
+        assert retry.params == first.trials()[retry.user_attrs[RETRY_OF]].params
+        first.place.leases.close()
+
+
 class TestLeases:
     """Real locks and real kills."""
 
@@ -388,13 +470,7 @@ class TestLeases:
                     time.sleep(0.002)
                     path.write_text(str(number + 1))
 
-        one = os.fork()
-        if one == 0:
-            try:
-                count()
-                os._exit(0)
-            finally:
-                os._exit(1)
+        other = fork(count)
         count()
-        assert os.waitpid(one, 0)[1] == 0
+        assert ended_well(other)
         assert path.read_text() == "40"

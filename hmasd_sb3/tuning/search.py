@@ -46,8 +46,8 @@ class TuneOptions:
     trials: int = 50
     workers: int = 1
     seeds: int = 2
-    n_evaluations: int = 10
-    eval_episodes: int = 50
+    n_evaluations: int = 8
+    eval_episodes: int = 32
     aggregate: str = "mean"
     metric: str = "auto"
     deterministic: bool = False
