@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 from tuning import ALICE, quick_options
 
 from hmasd_sb3.tuning.report import state_of
+from hmasd_sb3.tuning.search import _divide
 from hmasd_sb3.tuning.storage import open_storage
 from hmasd_sb3.tuning.study import RETRY_OF, WORKER
 
@@ -205,6 +206,12 @@ class TestWrongInput:
         assert hmasd(*arguments) == 0
         assert hmasd(*arguments, "--seeds=2") == 2
         assert "was made with seeds [0], not [0, 1]." in capsys.readouterr().err
+
+
+def test_a_file_of_the_package_says_where_to_begin_and_what_is_not_searched() -> None:
+    in_force = {"gamma": 0.9, "vf_coef": 2.0, "n_steps": 40, "clip_range": 0.1}
+    assert _divide(in_force, {"n_steps": 40}, ["ppo"]) == ({"n_steps": 40, "vf_coef": 2.0}, {"gamma": 0.9, "clip_range": 0.1})
+    assert _divide(in_force, in_force, None) == (in_force, {})
 
 
 def test_json_is_all_that_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

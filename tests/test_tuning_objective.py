@@ -72,15 +72,16 @@ class TestTraining:
             training.close()
 
     def test_evaluations_are_the_same_ones_for_all_trials(self) -> None:
-        config = RunConfig(seed=1, total_timesteps=96, n_envs=4, eval_episodes=5, hyperparameters=QUICK)
+        config = RunConfig("teams:RandomTeam", seed=1, total_timesteps=96, n_envs=4, eval_episodes=5, hyperparameters=QUICK)
         outcomes = []
         for _ in range(2):
-            training = Training(RunConfig(**{**vars(config), "env_kwargs": {"size": 3, "max_steps": 12}}), deterministic=False)
+            training = Training(config, deterministic=False)
             outcomes.append([training.evaluate(number) for number in (0, 1, 0)])
             training.close()
         assert outcomes[0] == outcomes[1]
-        assert outcomes[0][0] == outcomes[0][2]
-        assert len(outcomes[0][0].returns) == len(outcomes[0][0].successes) == 5
+        assert outcomes[0][0] == outcomes[0][2] != outcomes[0][1]
+        assert len(outcomes[0][0].returns) == 5
+        assert not outcomes[0][0].successes
 
     def test_statistics_of_normalisation_reach_the_evaluation(self) -> None:
         config = RunConfig(seed=1, total_timesteps=96, n_envs=4, eval_episodes=2, hyperparameters=QUICK, normalize=True)
