@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmasd_sb3 import paper_settings
 from hmasd_sb3.monitoring.stopping import StopRequest
-from hmasd_sb3.running.config import RunConfig, read_request
+from hmasd_sb3.running.config import Request, RunConfig, read_request
 from hmasd_sb3.running.errors import BROKE_DOWN, DONE, FAILED, SIGNAL_BASE, InputError
 from hmasd_sb3.running.options import TrainOptions
 from hmasd_sb3.tuning.objective import AGGREGATES, ERROR, METRICS, SECONDS, Objective
@@ -175,7 +175,7 @@ def _read(options: TuneOptions) -> _Command:
     out = options.out or Path("runs") / f"tune-{name}"
     try:
         objective = spec.objective(config.n_workers)
-        first_trials = _first_trials(options, objective.space, config.n_envs, first)
+        first_trials = _first_trials(options, request, objective.space, first)
         _try_out(objective)
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
         raise InputError(" ".join(str(error).split())) from error
@@ -198,11 +198,16 @@ def _divide(
     return {name: value for name, value in in_force.items() if name not in begin}, begin
 
 
-def _first_trials(options: TuneOptions, space: SearchSpace, n_envs: int, first: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _first_trials(
+    options: TuneOptions, request: Request, space: SearchSpace, first: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What a new study tries first; settings that were given hold for all trials."""
     first_trials: dict[str, dict[str, Any]] = {"defaults": first} if options.defaults_first else {}
     if options.paper_first is not None:
+        given, n_envs = request.hyperparameters, request.config.n_envs
         paper = paper_settings(options.paper_first, n_envs)
-        paper["batch_size"] = space.fixed.get("n_steps", paper["n_steps"]) * n_envs  # all of a rollout at once
+        paper["batch_size"] = given.get("n_steps", paper["n_steps"]) * n_envs  # all of a rollout at once
+        paper = {name: value for name, value in paper.items() if name not in given}
         space.params_of(paper, n_envs)
         first_trials["paper's setting"] = paper
     return first_trials

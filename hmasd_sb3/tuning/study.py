@@ -115,14 +115,14 @@ class SharedStudy:
     def enqueue(self, arguments: dict[str, Any], origin: str) -> None:
         """Let an early trial be one of given arguments; those that are not searched come with it as its own.
 
-        :param arguments: of ``HMASD``
+        :param arguments: of ``HMASD``; they go before those that are fixed
         :param origin: said about the trial
         :raises ValueError: if they lie outside of the space, or do not fit what is fixed
         """
         spec = self.spec
         space = spec.search_space()
         params = space.params_of(arguments, spec.n_envs)
-        own = {name: value for name, value in arguments.items() if name not in space.ranges and name not in space.fixed}
+        own = {name: value for name, value in arguments.items() if name not in space.ranges}
         together = {**space.convert(params), **own}
         resolve_batch_size(together.get("batch_size"), together.get("n_steps", default_of("n_steps")), spec.n_envs)
         self.study.enqueue_trial(params, user_attrs={ORIGIN: origin, **({SETTINGS: own} if own else {})})
