@@ -71,8 +71,10 @@ class TestTraining:
             assert same(parameters_of(training.model), parameters_of(model))
             training.close()
 
-    def test_evaluations_are_the_same_ones_for_all_trials(self) -> None:
-        config = RunConfig("teams:RandomTeam", seed=1, total_timesteps=96, n_envs=4, eval_episodes=5, hyperparameters=QUICK)
+    @pytest.mark.parametrize("env", ["teams:RandomTeam", "AliceAndBob-v0"])  # luck of the game, and of the actions drawn
+    def test_evaluations_are_the_same_ones_for_all_trials(self, env: str) -> None:
+        game = {} if env == "teams:RandomTeam" else {"size": 3, "max_steps": 30}
+        config = RunConfig(env, total_timesteps=96, n_envs=4, eval_episodes=9, hyperparameters=QUICK, env_kwargs=game)
         outcomes = []
         for _ in range(2):
             training = Training(config, deterministic=False)
@@ -80,8 +82,8 @@ class TestTraining:
             training.close()
         assert outcomes[0] == outcomes[1]
         assert outcomes[0][0] == outcomes[0][2] != outcomes[0][1]
-        assert len(outcomes[0][0].returns) == 5
-        assert not outcomes[0][0].successes
+        assert len(outcomes[0][0].returns) == 9
+        assert len(outcomes[0][0].successes) == (9 if game else 0)
 
     def test_statistics_of_normalisation_reach_the_evaluation(self) -> None:
         config = RunConfig(seed=1, total_timesteps=96, n_envs=4, eval_episodes=2, hyperparameters=QUICK, normalize=True)
@@ -120,19 +122,28 @@ class TestValue:
         assert list(trial.intermediate_values) == [24, 48, 72, 96]
         assert trial.user_attrs["evaluations"]["by_seed"][1] == [9, 9, 6, 4]
 
-    def test_a_trial_that_lags_behind_is_pruned_but_not_after_its_last_evaluation(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_trial_that_lags_behind_is_pruned(self, monkeypatch: pytest.MonkeyPatch) -> None:
         objective = quick_objective(seeds=(0, 1), n_evaluations=3)
-        good, bad, late = [5.0, 5.0, 5.0], [0.0, 0.0, 9.0], [6.0, 6.0, 0.0]
         study = new_study(pruner=optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=33))
-        for values in (good, bad, late):
+        for values in ([5.0, 5.0, 5.0], [0.0, 0.0, 9.0]):
             scripted(objective, monkeypatch, {0: values, 1: values})
             study.optimize(objective, n_trials=1)
-        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
         assert study.trials[1].last_step == 64  # step 32 is within the warm-up
         assert study.trials[1].user_attrs["evaluations"]["by_seed"] == [[0.0, 0.0], [0.0, 0.0]]
         assert "error" not in study.trials[1].user_attrs
+
+    def test_a_trial_that_is_at_its_end_is_not_pruned_any_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class PruneAll(optuna.pruners.BasePruner):
+            def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+                return True
+
+        study = new_study(pruner=PruneAll())
+        for n_evaluations in (1, 2):
+            objective = quick_objective(n_evaluations=n_evaluations)
+            scripted(objective, monkeypatch, {0: [1.0, 1.0]})
+            study.optimize(objective, n_trials=1)
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
 
     def test_a_trial_brings_settings_beyond_the_space(self) -> None:
         objective = quick_objective()
