@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,8 @@ class TestValue:
 class TestFaults:
     @pytest.mark.parametrize("fault", ["nan", "raise"])
     def test_a_crash_is_marked_failed_with_its_error(self, fault: str) -> None:
-        made: list[Any] = []
-
-        def make() -> RandomTeam:
-            made.append(weakref.ref(team := FaultyTeam(fault=fault, at=20)))
-            return team
-
         study = new_study()
+        make = partial(FaultyTeam, fault=fault, at=20)
         study.optimize(quick_objective(make), n_trials=2, catch=(Exception,))
         for trial in study.trials:
             assert trial.state.name == "FAIL"
@@ -172,8 +168,28 @@ class TestFaults:
             assert "Traceback" in trial.user_attrs["traceback"]
             assert trial.user_attrs["hyperparameters"]["n_steps"] == 12
             assert trial.value is None
-        gc.collect()
-        assert all(reference() is None for reference in made)
+
+    @pytest.mark.parametrize("at", [0, 20])
+    def test_what_a_trial_held_is_gone_when_the_next_begins(self, at: int) -> None:
+        made: list[Any] = []
+
+        def make() -> RandomTeam:
+            made.append(weakref.ref(team := FaultyTeam(at=at)))
+            return team
+
+        def alive_at_start(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            alive.append(sum(reference() is not None for reference in made))
+
+        alive: list[int] = []
+        study = new_study()
+        gc.disable()
+        try:
+            study.optimize(quick_objective(make), n_trials=1, catch=(Exception,), callbacks=[alive_at_start])
+            if at:  # not before the next one, as the error is still being dealt with
+                study.optimize(quick_objective("refuses"), n_trials=1, catch=(Exception,), callbacks=[alive_at_start])
+        finally:
+            gc.enable()
+        assert alive[-1] == 0
 
     def test_nan_of_a_network_is_a_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def update(self: HMASD) -> None:
@@ -216,6 +232,13 @@ class TestFaults:
         study.optimize(quick_objective(RandomTeam, seeds=(0, 1)), n_trials=1)
         study.optimize(quick_objective(lambda: FaultyTeam(at=3)), n_trials=1, catch=(RuntimeError,))
         assert len(closed) == 2 * 8 + 8
+
+    def test_threads_are_refused(self) -> None:
+        """They would draw from one another's random generators."""
+        study = new_study()
+        study.optimize(quick_objective(), n_trials=3, n_jobs=2, catch=(RuntimeError,))
+        states = sorted((trial.state.name, trial.user_attrs.get("error")) for trial in study.trials)
+        assert {state for state, _ in states} == {"COMPLETE", "FAIL"}
 
     def test_the_wrong_direction_is_refused(self) -> None:
         with pytest.raises(ValueError, match="direction='maximize'"):

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -298,11 +299,17 @@ class TestStudies:
             (f"sqlite:///{tmp_path}/text/below", "folder cannot be made"),
             (f"postgresql://me:secret@127.0.0.1:{port}/x", "cannot be used: .*refused"),
             ("postgresql://me:secret@host:port/x", "cannot be used"),
+            (f"postgresql://me@127.0.0.1:{port}/x?password=secret", "cannot be used"),
         ):
             with pytest.raises(InputError, match=message) as caught:
                 open_storage(where)
             assert "secret" not in str(caught.value)
             assert "\n" not in str(caught.value)
+
+    def test_without_optuna_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "optuna", None)
+        with pytest.raises(InputError, match=r'pip install "hmasd-sb3\[tuning\]"'):
+            open_storage("s.journal")
 
     def test_missing_drivers_name_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(storage_module, "_DRIVERS", {"no_such_driver": "postgresql+none"})
@@ -375,8 +382,18 @@ class TestTogether:
         else:
             yield str(tmp_path / "s.journal") if request.param == "journal" else f"sqlite:///{tmp_path}/s.db"
 
-    def test_several_make_a_fresh_study_at_once(self, storage: str) -> None:
-        children = [fork(lambda: open_study(open_storage(storage), "s", spec(), {"defaults": {}})) for _ in range(4)]
+    @pytest.mark.parametrize("first_the_storage", [False, True])
+    def test_several_make_a_fresh_study_at_once(self, storage: str, first_the_storage: bool) -> None:
+        start = time.time() + 1.0
+
+        def make() -> None:
+            place = open_storage(storage) if first_the_storage else None
+            time.sleep(max(0.0, start - time.time()))
+            open_study(place or open_storage(storage), "s", spec(), {"defaults": {}})
+
+        if first_the_storage:
+            open_storage(storage).leases.close()
+        children = [fork(make) for _ in range(5)]
         ends = [ended_well(child) for child in children]
         assert all(ends)
         shared, is_new = open_study(open_storage(storage), "s", spec(), {"defaults": {}})
