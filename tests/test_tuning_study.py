@@ -469,6 +469,7 @@ class TestLeases:
         while leases.is_held("worker") and time.monotonic() < end:
             time.sleep(0.01)
         assert not leases.is_held("worker")
+        assert not make().is_held("worker")  # nor does the one who asked hold it now
         leases.hold("me")
         assert leases.is_held("me")
         leases.close()
