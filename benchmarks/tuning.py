@@ -157,7 +157,7 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--total-timesteps", type=int, default=100_000, help="per trial and seed")
-    parser.add_argument("--seeds", type=int, default=2, help="per trial")
+    parser.add_argument("--seeds", type=int, default=1, help="per trial; the budget is that of each")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--new-seeds", type=int, default=5, help="to compare the best configurations by")
     parser.add_argument("--episodes", type=int, default=100, help="per new seed")
