@@ -43,5 +43,13 @@ class FaultyTeam(RandomTeam):
         return observation, reward, terminated, truncated, info
 
 
+class SlowTeam(RandomTeam):
+    """A team of noise that takes its time, so that there is some to do something to its trial."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.003)
+        return super().step(action)
+
+
 def refusing() -> RandomTeam:
     raise ValueError("this game\ncannot be made")

@@ -85,6 +85,15 @@ def test_defaults_and_the_papers_settings_lie_inside() -> None:
         assert space.sample(study.ask(), 32) == found
 
 
+def test_a_schedule_that_is_the_default_is_known_as_such() -> None:
+    default = default_of("learning_rate")
+    same = type(default)(default.start, default.end, default.end_fraction)
+    assert SearchSpace().params_of({"learning_rate": same}, 32)["learning_rate_schedule"] == "default"
+    for other in (type(default)(default.start, 0.0, 1.0), "lin_0.001"):
+        with pytest.raises(ValueError, match="lies outside"):
+            SearchSpace().params_of({"learning_rate": other}, 32)
+
+
 def test_what_lies_outside_is_said() -> None:
     for arguments, message in (
         ({"skill_interval": 3}, "skill_interval=3 is none of 5 to 100"),

@@ -55,8 +55,8 @@ def tune(
     ] = 50,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that try at the same time.")] = 1,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings per trial, of seeds 0 to N - 1.")] = 2,
-    n_evaluations: Annotated[int, typer.Option(min=1, metavar="N", help="Evaluations per training, evenly spread.")] = 10,
-    eval_episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes per evaluation and seed.")] = 50,
+    n_evaluations: Annotated[int, typer.Option(min=1, metavar="N", help="Evaluations per training, evenly spread.")] = 8,
+    eval_episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes per evaluation and seed.")] = 32,
     aggregate: Annotated[
         str, typer.Option(metavar="mean|min|q25", help="What the seeds' values become; q25: lower quartile.")
     ] = "mean",

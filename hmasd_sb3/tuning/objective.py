@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ SETTINGS = "settings"
 """A trial may bring constructor arguments of its own, those beyond the space, as a user attribute of this name."""
 HYPERPARAMETERS, ERROR, TRACEBACK, EVALUATIONS, SECONDS = "hyperparameters", "error", "traceback", "evaluations", "seconds"
 _LONGEST_TEXT = 8000
+_BUSY = threading.Lock()
+"""Held during a trial, as trainings need the global random generators to themselves."""
 
 
 class TrialInterrupted(Exception):
@@ -65,6 +68,9 @@ class Objective:
         study = getattr(trial, "study", None)
         if study is not None and study.direction != optuna.study.StudyDirection.MAXIMIZE:
             raise ValueError("The more success the better: make the study with create_study(direction='maximize').")
+        if not _BUSY.acquire(blocking=False):
+            raise RuntimeError("One trial at a time in a process: n_jobs starts threads. Use processes, as hmasd tune does.")
+        gc.collect()  # an error holds what it happened in, until now
         started = self._clock()
         try:
             hyperparameters = {**self.space.sample(trial, self.config.n_envs), **trial.user_attrs.get(SETTINGS, {})}
@@ -77,6 +83,7 @@ class Objective:
             trial.set_user_attr(TRACEBACK, "".join(traceback.format_exception(error))[-_LONGEST_TEXT:])
             raise
         finally:
+            _BUSY.release()
             gc.collect()  # models and environments hold each other
             trial.set_user_attr(SECONDS, round(self._clock() - started, 2))
 
@@ -134,8 +141,8 @@ def make_objective(
     *,
     n_envs: int = 32,
     seeds: Sequence[int] = (0, 1, 2),
-    n_evaluations: int = 5,
-    n_eval_episodes: int = 50,
+    n_evaluations: int = 8,
+    n_eval_episodes: int = 32,
     aggregate: str = "mean",
     metric: str = "auto",
     deterministic: bool = False,

@@ -104,7 +104,8 @@ def _history(study: Study) -> Any:
     axes.set_title(study.study_name, fontsize=11)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _tidy(axes)
-    axes.legend(loc="best", frameon=False, fontsize=9)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best", frameon=False, fontsize=9)
     return figure
 
 
@@ -155,7 +156,11 @@ def _slice(axes: Any, name: str, trials: list[FrozenTrial], best: FrozenTrial) -
         axes.set_xticks(range(len(choices)), choices)
         axes.set_xlim(-0.5, len(choices) - 0.5)
     elif getattr(distribution, "log", False):
+        ticker = import_optional("matplotlib.ticker", purpose="Drawing a study", extra="tuning")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel(name, fontsize=9)
     axes.tick_params(labelsize=8)
     _tidy(axes)

@@ -20,9 +20,6 @@ from hmasd_sb3.tuning.study import CRASHED, KIND, ORIGIN, RETRY_OF, SharedStudy
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-_ZOO_HAS_NO_NONE = ("clip_range_vf",)
-"""Schedules, of which RL Zoo refuses None; they are left out where None is the default anyway."""
-
 
 def state_of(trial: FrozenTrial) -> str:
     """How a trial ended, in one word: complete, pruned, crashed, killed, interrupted; or running, waiting."""
@@ -83,8 +80,7 @@ def best_yaml(shared: SharedStudy) -> str:
         settings["normalize"] = spec.normalize
     if spec.env_kwargs:
         settings["env_kwargs"] = spec.env_kwargs
-    chosen = dict(best.user_attrs[HYPERPARAMETERS])
-    settings |= {name: value for name, value in chosen.items() if not (value is None and name in _ZOO_HAS_NO_NONE)}
+    settings |= best.user_attrs[HYPERPARAMETERS]
     by_seed = best.user_attrs[EVALUATIONS]["by_seed"]
     last = ", ".join(f"{seed}: {values[-1]:.3g}" for seed, values in zip(spec.seeds, by_seed, strict=True))
     origin = f" ({best.user_attrs[ORIGIN]})" if ORIGIN in best.user_attrs else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmasd_sb3 import paper_settings
 from hmasd_sb3.monitoring.stopping import StopRequest
-from hmasd_sb3.running.config import RunConfig, read_request
+from hmasd_sb3.running.config import Request, RunConfig, read_request
 from hmasd_sb3.running.errors import BROKE_DOWN, DONE, FAILED, SIGNAL_BASE, InputError
 from hmasd_sb3.running.options import TrainOptions
 from hmasd_sb3.tuning.objective import AGGREGATES, ERROR, METRICS, SECONDS, Objective
@@ -46,8 +46,8 @@ class TuneOptions:
     trials: int = 50
     workers: int = 1
     seeds: int = 2
-    n_evaluations: int = 10
-    eval_episodes: int = 50
+    n_evaluations: int = 8
+    eval_episodes: int = 32
     aggregate: str = "mean"
     metric: str = "auto"
     deterministic: bool = False
@@ -151,6 +151,10 @@ def _read(options: TuneOptions) -> _Command:
         )
     )
     config = request.config
+    try:
+        fixed, first = _divide(config.hyperparameters, request.hyperparameters, options.search or None)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     spec = Spec(
         env=config.env,
         total_timesteps=request.given.get("total_timesteps", 100_000),
@@ -164,27 +168,49 @@ def _read(options: TuneOptions) -> _Command:
         aggregate=options.aggregate,
         metric=options.metric,
         deterministic=options.deterministic,
-        fixed=request.hyperparameters,
+        fixed=fixed,
         search=options.search or None,
     )
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.env)
     out = options.out or Path("runs") / f"tune-{name}"
     try:
         objective = spec.objective(config.n_workers)
-        first = _first_trials(options, objective.space, config.n_envs)
+        first_trials = _first_trials(options, request, objective.space, first)
         _try_out(objective)
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
         raise InputError(" ".join(str(error).split())) from error
     study = options.study or f"hmasd-{name}"
-    return _Command(options, spec, config.n_workers, study, options.storage or str(out / "study.journal"), out, first)
+    return _Command(options, spec, config.n_workers, study, options.storage or str(out / "study.journal"), out, first_trials)
 
 
-def _first_trials(options: TuneOptions, space: SearchSpace, n_envs: int) -> dict[str, dict[str, Any]]:
-    first: dict[str, dict[str, Any]] = {"defaults": {}} if options.defaults_first else {}
+def _divide(
+    in_force: dict[str, Any], given: dict[str, Any], search: list[str] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Which arguments are fixed, and which only say where the search begins.
+
+    Those of a file that comes with the package do the latter, but for those that are not searched.
+
+    :param in_force: arguments of ``HMASD`` that a training would have
+    :param given: those of them that somebody set
+    """
+    searched = SearchSpace(fixed=given, only=search).ranges
+    begin = {name: value for name, value in in_force.items() if name not in given and name in searched}
+    return {name: value for name, value in in_force.items() if name not in begin}, begin
+
+
+def _first_trials(
+    options: TuneOptions, request: Request, space: SearchSpace, first: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What a new study tries first; settings that were given hold for all trials."""
+    first_trials: dict[str, dict[str, Any]] = {"defaults": first} if options.defaults_first else {}
     if options.paper_first is not None:
-        first["paper's setting"] = paper_settings(options.paper_first, n_envs)
-        space.params_of(first["paper's setting"], n_envs)
-    return first
+        given, n_envs = request.hyperparameters, request.config.n_envs
+        paper = paper_settings(options.paper_first, n_envs)
+        paper["batch_size"] = given.get("n_steps", paper["n_steps"]) * n_envs  # all of a rollout at once
+        paper = {name: value for name, value in paper.items() if name not in given}
+        space.params_of(paper, n_envs)
+        first_trials["paper's setting"] = paper
+    return first_trials
 
 
 def _try_out(objective: Objective) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hmasd_sb3.running.hyperparameters import NAMES, default_of, read_hyperparameter
+from stable_baselines3.common.utils import LinearSchedule
+
+from hmasd_sb3.running.hyperparameters import NAMES, build_hyperparameters, default_of, read_hyperparameter
 from hmasd_sb3.tuning.ranges import COMPLEMENT, DEFAULT, SCHEDULE, Choices, Floats, Integers, Plain, Range
 from hmasd_sb3.validation import nearest, resolve_batch_size
 
@@ -20,8 +22,8 @@ SKILLS: dict[str, Range] = {
     "n_team_skills": Integers(2, 5),
     "n_agent_skills": Integers(2, 8),
     "team_reward_coef": Choices([0.0, 0.1, 1.0, 10.0, 100.0]),
-    "team_diversity_coef": Floats(0.02, 2.0, log=True),
-    "agent_diversity_coef": Floats(0.02, 2.0, log=True),
+    "team_diversity_coef": Floats(0.005, 2.0, log=True),
+    "agent_diversity_coef": Floats(0.005, 2.0, log=True),
     "ent_coef": Floats(1e-3, 0.1, log=True, or_default=True),
     "skill_ent_coef": Floats(5e-4, 0.3, log=True, or_default=True),
 }
@@ -124,7 +126,7 @@ class SearchSpace:
                 rollout = n_envs * {"n_steps": default_of("n_steps"), **self.fixed, **arguments}["n_steps"]
                 size = resolve_batch_size(value, rollout // n_envs, n_envs)
                 params |= {**kind.encode(N_MINIBATCHES, int(rollout // size)), N_ENVS: n_envs}
-            elif isinstance(kind, Floats) and kind.or_default and name not in arguments:
+            elif isinstance(kind, Floats) and kind.or_default and _is_default(name, value):
                 params[name + SCHEDULE] = DEFAULT
             else:
                 params |= kind.encode(name, value)
@@ -163,6 +165,14 @@ def convert_hmasd(params: dict[str, Any]) -> dict[str, Any]:
     if "sequence_length" in arguments:
         arguments["sequence_length"] = min(arguments["sequence_length"], n_steps)
     return arguments
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Whether a value, which may be a schedule or stand for one, is the argument's default."""
+    (value,), default = build_hyperparameters({name: value}).values(), default_of(name)
+    if isinstance(value, LinearSchedule) and isinstance(default, LinearSchedule):
+        return vars(value) == vars(default)
+    return bool(value == default)
 
 
 def _known(name: str) -> str:

@@ -52,7 +52,7 @@ def open_storage(where: str) -> Place:
 
 def hidden(where: str) -> str:
     """A storage's URL without the password."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", where)
+    return re.sub(r"(password=)[^&\s]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1:***@", where))
 
 
 def _optuna() -> Any:

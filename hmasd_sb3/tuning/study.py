@@ -14,9 +14,11 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from hmasd_sb3.running.errors import InputError
+from hmasd_sb3.running.hyperparameters import default_of
 from hmasd_sb3.tuning.objective import ERROR, SETTINGS, Objective, make_objective
 from hmasd_sb3.tuning.space import SearchSpace
 from hmasd_sb3.tuning.storage import Place
+from hmasd_sb3.validation import resolve_batch_size
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -113,14 +115,16 @@ class SharedStudy:
     def enqueue(self, arguments: dict[str, Any], origin: str) -> None:
         """Let an early trial be one of given arguments; those that are not searched come with it as its own.
 
-        :param arguments: of ``HMASD``
+        :param arguments: of ``HMASD``; they go before those that are fixed
         :param origin: said about the trial
-        :raises ValueError: if they lie outside of the space
+        :raises ValueError: if they lie outside of the space, or do not fit what is fixed
         """
         spec = self.spec
         space = spec.search_space()
         params = space.params_of(arguments, spec.n_envs)
-        own = {name: value for name, value in arguments.items() if name not in space.ranges and name not in space.fixed}
+        own = {name: value for name, value in arguments.items() if name not in space.ranges}
+        together = {**space.convert(params), **own}
+        resolve_batch_size(together.get("batch_size"), together.get("n_steps", default_of("n_steps")), spec.n_envs)
         self.study.enqueue_trial(params, user_attrs={ORIGIN: origin, **({SETTINGS: own} if own else {})})
 
     def next_trial(self, n_trials: int, max_failures: int) -> Trial | Turn:
@@ -224,9 +228,11 @@ def open_study(place: Place, name: str, spec: Spec, first_trials: dict[str, dict
 
     spec = Spec(**{**asdict(spec), "space": spec.search_space().describe()["searched"]})
     with place.leases.exclusive():
-        known = optuna.get_all_study_names(storage=place.storage)
-        study = optuna.create_study(study_name=name, storage=place.storage, direction="maximize", load_if_exists=True)
-        is_new = name not in known or (SPEC not in study.user_attrs and not study.get_trials(deepcopy=False))
+        if name in optuna.get_all_study_names(storage=place.storage):
+            study = optuna.load_study(study_name=name, storage=place.storage)
+        else:
+            study = optuna.create_study(study_name=name, storage=place.storage, direction="maximize")
+        is_new = SPEC not in study.user_attrs and not study.get_trials(deepcopy=False)
         if is_new:
             study.set_user_attr(SPEC, json.dumps(asdict(spec)))
         elif SPEC not in study.user_attrs:

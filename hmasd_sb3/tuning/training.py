@@ -82,17 +82,16 @@ class Training:
 
     def train_until(self, timesteps: int) -> None:
         """Go on to an environment step (with B environments: to the first one from there on that B divides)."""
-        model, total = self.model, self.config.total_timesteps
+        model = self.model
         self._pause.target = timesteps
         callbacks: list[BaseCallback] = [self._pause]
         callbacks += [] if self.stop is None else [StopRequestCallback(self.stop)]
         restore_global_generators(self._generators)
         model.learn(
-            total - model.num_timesteps,
+            self.config.total_timesteps - model.num_timesteps,
             callback=callbacks,
             log_interval=None,  # type: ignore[arg-type]
             reset_num_timesteps=model.num_timesteps == 0,
-            schedule_timesteps=total,
         )
         self._generators = global_generators_state()
 

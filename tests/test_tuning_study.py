@@ -1,0 +1,494 @@
+"""Dealing out trials to workers, and putting away those of dead ones; what storages refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import postgres
+import pytest
+from optuna.trial import Trial
+from tuning import QUICK, SMALL_GAME
+
+from hmasd_sb3.monitoring.stopping import StopRequest
+from hmasd_sb3.running.errors import DONE, FAILED, InputError
+from hmasd_sb3.tuning import storage as storage_module
+from hmasd_sb3.tuning.leases import FileLeases, Leases, PostgresLeases
+from hmasd_sb3.tuning.objective import ERROR, SETTINGS
+from hmasd_sb3.tuning.report import state_of
+from hmasd_sb3.tuning.storage import Place, open_storage
+from hmasd_sb3.tuning.study import ATTEMPT, ORIGIN, RETRY_OF, SharedStudy, Spec, Turn, load_study, open_study
+from hmasd_sb3.tuning.workers import make_pruner, make_sampler, work
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+class FakeLeases:
+    """Who is alive is what a test says."""
+
+    def __init__(self, alive: set[str]) -> None:
+        self.alive = alive
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        yield
+
+    def hold(self, name: str) -> None:
+        self.alive.add(name)
+
+    def is_held(self, name: str) -> bool:
+        return name in self.alive
+
+    def close(self) -> None: ...
+
+
+def spec(**kwargs: Any) -> Spec:
+    settings: dict[str, Any] = {
+        "env": "AliceAndBob-v0",
+        "total_timesteps": 96,
+        "n_envs": 4,
+        "policy": "MlpPolicy",
+        "normalize": False,
+        "env_kwargs": SMALL_GAME,
+        "seeds": [0],
+        "n_evaluations": 2,
+        "n_eval_episodes": 4,
+        "aggregate": "mean",
+        "metric": "auto",
+        "deterministic": False,
+        "fixed": QUICK,
+        "search": ["gamma", "team_diversity_coef"],
+    }
+    return Spec(**{**settings, **kwargs})
+
+
+class Workers:
+    """Workers on one study in memory."""
+
+    def __init__(self, **first_trials: dict[str, Any]) -> None:
+        self.alive: set[str] = set()
+        self.place = Place(optuna.storages.InMemoryStorage(), FakeLeases(self.alive), "memory")
+        open_study(self.place, "s", spec(), first_trials)
+
+    def another(self, first_number: int = 0) -> SharedStudy:
+        worker = SharedStudy(self.place, optuna.load_study(study_name="s", storage=self.place.storage), first_number)
+        worker.sign_in()
+        return worker
+
+    def kill(self, worker: SharedStudy) -> None:
+        self.alive.remove(worker.worker)
+
+    def states(self) -> list[str]:
+        return [state_of(trial) for trial in self.another().trials()]
+
+
+def begin(worker: SharedStudy, n_trials: int = 10) -> Trial:
+    trial = worker.next_trial(n_trials, 3)
+    assert isinstance(trial, Trial)
+    return trial
+
+
+def value_of(trial: Trial) -> float:
+    return trial.suggest_float("x", 0.0, 1.0)
+
+
+class TestDealing:
+    def test_as_many_trials_as_wanted_over_all_workers(self) -> None:
+        workers = Workers()
+        first, second = workers.another(), workers.another()
+        trials = [begin(first, 2), begin(second, 2)]
+        assert first.next_trial(2, 3) is Turn.WAIT
+        first.end(trials[0], 0.5)
+        assert first.next_trial(2, 3) is Turn.WAIT
+        trials[1].report(0.25, 1)
+        second.end(trials[1], pruned=True)
+        assert first.next_trial(2, 3) is second.next_trial(2, 3) is Turn.DONE
+        assert workers.states() == ["complete", "pruned"]
+        assert isinstance(first.next_trial(3, 3), Trial)
+
+    def test_the_trial_of_a_killed_worker_is_tried_again_with_the_same_values(self) -> None:
+        workers = Workers(origin={"team_diversity_coef": 0.5, "huber_delta": 3.0})
+        dead, living = workers.another(), workers.another()
+        trial = begin(dead, 1)
+        assert trial.suggest_float("team_diversity_coef", 0.02, 2.0, log=True) == 0.5
+        workers.kill(dead)
+        again = begin(living, 1)
+        assert again.number == 1
+        assert workers.states() == ["killed", "running"]
+        first, retry = living.trials()
+        assert "is gone without a word" in first.user_attrs[ERROR]
+        assert retry.user_attrs[SETTINGS] == {"huber_delta": 3.0}
+        assert (retry.user_attrs[RETRY_OF], retry.user_attrs[ATTEMPT], retry.user_attrs[ORIGIN]) == (0, 2, "origin")
+        # Also what the dead one had not come to choose yet.
+        assert again.suggest_float("team_diversity_coef", 0.02, 2.0, log=True) == 0.5
+        assert again.suggest_float("one_minus_gamma", 0.002, 0.1, log=True) == 0.01
+        living.end(again, 1.0)
+        assert living.next_trial(1, 3) is Turn.DONE
+        # The dead one was not dead after all, but cut off for a while: what it says does not count any more.
+        dead.end(trial, 7.0)
+        assert workers.states() == ["killed", "complete"]
+
+    def test_a_trial_that_kills_its_worker_each_time_is_given_up(self) -> None:
+        workers = Workers()
+        for _ in range(3):
+            dead = workers.another()
+            begin(dead, 1)
+            workers.kill(dead)
+        living = workers.another()
+        assert living.next_trial(1, 3) is Turn.BROKEN
+        assert workers.states() == ["killed", "killed", "crashed"]
+        assert "so 3 times, not tried again" in living.trials()[2].user_attrs[ERROR]
+
+    def test_a_worker_that_died_before_it_could_give_its_name(self) -> None:
+        workers = Workers()
+        worker = workers.another()
+        worker.study.ask()
+        begin(worker)
+        assert workers.states() == ["killed", "running"]
+
+    def test_an_interrupted_trial_goes_back_into_the_queue_however_often(self) -> None:
+        workers = Workers()
+        worker = workers.another()
+        for number in range(5):
+            trial = begin(worker, 1)
+            assert trial.number == number
+            assert trial.suggest_float("x", 0.0, 1.0) == worker.trials()[0].params["x"]
+            worker.give_back(trial)
+        assert workers.states() == ["interrupted"] * 5 + ["waiting"]
+        assert isinstance(worker.next_trial(1, 1), Trial)
+
+    def test_failures_in_a_row(self) -> None:
+        workers = Workers()
+        worker = workers.another()
+        for _ in range(2):
+            worker.end(begin(worker), 0.5)
+            for _ in range(2):
+                worker.end(begin(worker))
+        assert worker.failures_in_a_row() == 2
+        worker.give_back(begin(worker))
+        assert worker.failures_in_a_row() == 2
+        worker.end(begin(worker))
+        assert worker.next_trial(10, 3) is Turn.BROKEN
+        assert isinstance(worker.next_trial(10, 4), Trial)
+        # A command given anew begins to count anew.
+        assert isinstance(workers.another(first_number=len(worker.trials())).next_trial(10, 1), Trial)
+
+    def test_the_first_failure_of_all_is_enough(self) -> None:
+        workers = Workers()
+        worker = workers.another()
+        worker.end(begin(worker))
+        assert worker.next_trial(10, 3) is Turn.BROKEN
+
+
+class TestWork:
+    def test_until_there_are_enough(self) -> None:
+        workers = Workers()
+        worker = workers.another()
+
+        def objective(trial: Trial) -> float:
+            if trial.number == 1:
+                trial.report(0.1, 1)
+                raise optuna.TrialPruned
+            if trial.number == 2:
+                raise TypeError("a bug")
+            return value_of(trial)
+
+        assert work(worker, objective, 4, 3, StopRequest()) == DONE
+        assert workers.states() == ["complete", "pruned", "crashed", "complete", "complete"]
+
+    def test_a_bug_does_not_use_up_the_budget(self) -> None:
+        workers = Workers()
+
+        def objective(trial: Trial) -> float:
+            raise TypeError("a bug")
+
+        assert work(workers.another(), objective, 10, 3, StopRequest()) == FAILED
+        assert workers.states() == ["crashed"]
+
+    def test_no_trial_is_begun_after_the_deadline(self) -> None:
+        workers = Workers()
+        assert work(workers.another(), value_of, 10, 3, StopRequest(), deadline=time.time() - 1) == DONE
+        assert workers.states() == []
+
+    def test_a_second_signal_leaves_no_trial_behind(self) -> None:
+        workers = Workers()
+
+        def objective(trial: Trial) -> float:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            work(workers.another(), objective, 10, 3, StopRequest())
+        assert workers.states() == ["interrupted", "waiting"]
+
+    def test_samplers_and_pruners(self) -> None:
+        suggestions = []
+        for entropy in ([0, 0, 0], [0, 1, 0], [0, 0, 4]):
+            for name in ("tpe", "random"):
+                study = optuna.create_study(sampler=make_sampler(name, entropy))
+                suggestions.append(study.ask().suggest_float("x", 0, 1))
+        assert len(set(suggestions)) >= 3
+        kinds = [type(make_pruner(name, 900, 9)).__name__ for name in ("median", "halving", "none")]
+        assert kinds == ["MedianPruner", "SuccessiveHalvingPruner", "NopPruner"]
+
+
+class TestStudies:
+    def test_a_study_goes_on_only_as_it_began(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        place = open_storage(str(tmp_path / "s.journal"))
+        first = {"defaults": {}, "outside": {"gamma": 0.1}}
+        shared, is_new = open_study(place, "s", spec(search=None), first)
+        assert is_new
+        assert [trial.user_attrs[ORIGIN] for trial in shared.trials()] == ["defaults"]
+        assert "outside: not tried first" in capsys.readouterr().out
+        assert not open_study(open_storage(str(tmp_path / "s.journal")), "s", spec(search=None), first)[1]
+        assert len(shared.trials()) == 1
+        for changed, message in (
+            ({"total_timesteps": 97}, "total_timesteps 96, not 97"),
+            ({"seeds": [0, 1]}, "seeds [0], not [0, 1]"),
+            ({"fixed": {**QUICK, "n_epochs": 2}}, "fixed {"),
+            ({"search": ["skills"]}, "search None, not ['skills']"),
+        ):
+            with pytest.raises(InputError, match=re.escape(message)):
+                open_study(place, "s", spec(**{"search": None, **changed}), {})  # type: ignore[arg-type]
+        # Another version of this package may have other ranges.
+        other = dataclasses.replace(shared.spec, space={**shared.spec.space, "gamma": "Floats(0, 1)"})
+        assert shared.spec.differences(other)[0].startswith("space {")
+        optuna.create_study(study_name="foreign", storage=place.storage).enqueue_trial({})
+        with pytest.raises(InputError, match="was not made by hmasd tune"):
+            open_study(place, "foreign", spec(), {})
+
+    @pytest.mark.parametrize("scheme", ["", "sqlite:///"])
+    def test_files(self, tmp_path: Path, scheme: str) -> None:
+        place = open_storage(f"{scheme}{tmp_path}/deep/in/s.file")
+        assert (tmp_path / "deep/in/s.file").exists()
+        shared, _ = open_study(place, "s", spec(), {})
+        shared.sign_in()
+        trial = begin(shared)
+        place.storage.set_trial_user_attr(trial._trial_id, "x", 1)
+        shared.end(trial, 0.5)
+        assert shared.trials()[0].user_attrs["x"] == 1
+        place.leases.close()
+
+    def test_what_cannot_be_used_is_said_in_one_line_without_password(self, tmp_path: Path) -> None:
+        (tmp_path / "text").write_text("hello\nworld\n")
+        port = postgres.free_port()
+        for where, message in (
+            ("mysql://me:secret@host/x", r"mysql://me:\*\*\*@host/x: must be the path of a journal file"),
+            ("sqlite://", "must name a file"),
+            ("sqlite:///:memory:", "must name a file"),
+            ("", "must name a file"),
+            (str(tmp_path), "must name a file"),
+            (str(tmp_path / "text"), "is no journal file of Optuna"),
+            (f"sqlite:///{tmp_path}/text", "cannot be used: file is not a database"),
+            (str(tmp_path / "text/below"), "cannot be used: "),
+            (f"sqlite:///{tmp_path}/text/below", "folder cannot be made"),
+            (f"postgresql://me:secret@127.0.0.1:{port}/x", "cannot be used: .*refused"),
+            ("postgresql://me:secret@host:port/x", "cannot be used"),
+            (f"postgresql://me@127.0.0.1:{port}/x?password=secret", "cannot be used"),
+        ):
+            with pytest.raises(InputError, match=message) as caught:
+                open_storage(where)
+            assert "secret" not in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+    def test_without_optuna_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "optuna", None)
+        with pytest.raises(InputError, match=r'pip install "hmasd-sb3\[tuning\]"'):
+            open_storage("s.journal")
+
+    def test_missing_drivers_name_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(storage_module, "_DRIVERS", {"no_such_driver": "postgresql+none"})
+        with pytest.raises(InputError, match=r'pip install "hmasd-sb3\[postgresql\]"'):
+            open_storage("postgresql://me:secret@host/x")
+
+    def test_half_a_line_in_a_journal_is_cut_off(self, tmp_path: Path) -> None:
+        path = tmp_path / "s.journal"
+        shared, _ = open_study(open_storage(str(path)), "s", spec(), {"defaults": {}})
+        whole = path.read_bytes()
+        path.write_bytes(whole + b'{"op_code": 4, "work')
+        again, _ = open_study(open_storage(str(path)), "s", spec(), {})
+        assert path.read_bytes() == whole
+        again.enqueue({}, "more")
+        assert len(shared.trials()) == 2
+
+
+def in_child(act: Callable[[], None]) -> int:
+    """A process that acts, and then lives until it is killed; its id, once it has acted."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+            os.write(write, b"x")
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    os.close(write)
+    assert os.read(read, 1) == b"x"
+    os.close(read)
+    return child
+
+
+def kill(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def fork(act: Callable[[], object]) -> int:
+    """A process that acts and ends, with 0 if all went well; its id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended_well(child: int) -> bool:
+    return os.waitpid(child, 0)[1] == 0
+
+
+class TestTogether:
+    """Processes that meet on one storage."""
+
+    @pytest.fixture(params=["journal", "sqlite", "postgresql"])
+    def storage(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+        if request.param == "postgresql":
+            if reason := postgres.why_not():
+                pytest.skip(reason)
+            pytest.importorskip("psycopg")
+            with postgres.server() as url:
+                yield url
+        else:
+            yield str(tmp_path / "s.journal") if request.param == "journal" else f"sqlite:///{tmp_path}/s.db"
+
+    @pytest.mark.parametrize("first_the_storage", [False, True])
+    def test_several_make_a_fresh_study_at_once(self, storage: str, first_the_storage: bool) -> None:
+        start = time.time() + 1.0
+
+        def make() -> None:
+            place = open_storage(storage) if first_the_storage else None
+            time.sleep(max(0.0, start - time.time()))
+            open_study(place or open_storage(storage), "s", spec(), {"defaults": {}})
+
+        if first_the_storage:
+            open_storage(storage).leases.close()
+        children = [fork(make) for _ in range(5)]
+        ends = [ended_well(child) for child in children]
+        assert all(ends)
+        shared, is_new = open_study(open_storage(storage), "s", spec(), {"defaults": {}})
+        assert not is_new
+        assert len(shared.trials()) == 1
+        shared.place.leases.close()
+
+    def test_the_number_of_trials_is_exact_though_one_worker_is_killed(self, storage: str) -> None:
+        first = open_study(open_storage(storage), "s", spec(), {})[0]
+        if not storage.startswith("postgresql"):
+            first.place.leases.close()
+
+        def objective(trial: Trial) -> float:
+            value = value_of(trial)
+            time.sleep(0.05 * value)
+            trial.report(value, 1)
+            if trial.number % 5 == 4:
+                raise optuna.TrialPruned
+            return value
+
+        def worker() -> None:
+            shared = load_study(open_storage(storage), "s", 0)
+            assert work(shared, objective, 15, 3, StopRequest()) == DONE
+
+        def first_worker() -> None:
+            shared = load_study(open_storage(storage), "s", 0)
+            work(shared, lambda trial: time.sleep(60 * (value_of(trial) + 1)) or 0.0, 15, 3, StopRequest())
+
+        doomed = fork(first_worker)
+        while not [trial for trial in first.trials() if trial.params]:
+            time.sleep(0.01)
+        others = [fork(worker) for _ in range(2)]
+        while first.n_finished() < 3:
+            time.sleep(0.01)
+        kill(doomed)
+        ends = [ended_well(child) for child in others]
+        assert all(ends)
+        states = [state_of(trial) for trial in first.trials()]
+        assert states.count("complete") + states.count("pruned") == 15
+        assert states.count("killed") == 1
+        assert len(states) == 16
+        (retry,) = [trial for trial in first.trials() if RETRY_OF in trial.user_attrs]
+        assert retry.params == first.trials()[retry.user_attrs[RETRY_OF]].params
+        first.place.leases.close()
+
+
+class TestLeases:
+    """Real locks and real kills."""
+
+    @pytest.fixture(params=["files", "postgres"])
+    def make(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Leases]]:
+        if request.param == "files":
+            yield lambda: FileLeases(tmp_path / "leases")
+            return
+        if reason := postgres.why_not():
+            pytest.skip(reason)
+        sqlalchemy = pytest.importorskip("sqlalchemy")
+        pytest.importorskip("psycopg")
+        with postgres.server() as url:
+            yield lambda: PostgresLeases(sqlalchemy.create_engine(url.replace("postgresql", "postgresql+psycopg")))
+
+    def test_a_lease_ends_with_its_process(self, make: Callable[[], Leases]) -> None:
+        leases = make()
+        other = make()
+        child = in_child(lambda: other.hold("worker"))
+        try:
+            assert leases.is_held("worker")
+            assert leases.is_held("worker")
+            assert not leases.is_held("nobody")
+        finally:
+            kill(child)
+        end = time.monotonic() + 10
+        while leases.is_held("worker") and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not leases.is_held("worker")
+        assert not make().is_held("worker")  # nor does the one who asked hold it now
+        leases.hold("me")
+        assert leases.is_held("me")
+        leases.close()
+        assert not leases.is_held("me")
+        leases.close()
+
+    def test_only_one_is_in_the_exclusive_part(self, make: Callable[[], Leases], tmp_path: Path) -> None:
+        path = tmp_path / "count"
+        path.write_text("0")
+
+        def count() -> None:
+            leases = make()
+            for _ in range(20):
+                with leases.exclusive():
+                    number = int(path.read_text())
+                    time.sleep(0.002)
+                    path.write_text(str(number + 1))
+
+        other = fork(count)
+        count()
+        assert ended_well(other)
+        assert path.read_text() == "40"
