@@ -15,7 +15,7 @@ import yaml
 from commands import hmasd, metrics
 from zoo_runs import SMALL, newest, train, zoo
 
-from hmasd_sb3 import HMASD
+from hmasd_sb3 import HMASD, make_team_vec_env
 
 pytest.importorskip("rl_zoo3")
 
@@ -195,6 +195,35 @@ def test_rl_zoos_own_entry_point_after_registering(in_tmp: Path, monkeypatch: py
     monkeypatch.setattr(sys, "argv", arguments)
     cli.main()
     assert (newest(in_tmp / "logs") / "AliceAndBob-v0.zip").is_file()
+
+
+def test_time_limits_still_give_their_state() -> None:
+    """Importing RL Zoo exchanges Gymnasium's class for one of its own."""
+    from hmasd_sb3.zoo import register
+
+    register()
+    gym.register("Limited-v0", entry_point="hmasd_sb3.envs:alice_and_bob_team_env", max_episode_steps=9)
+    try:
+        env = make_team_vec_env("Limited-v0", 2, seed=0)
+        assert type(env.envs[0].env) is gym.wrappers.TimeLimit  # type: ignore[attr-defined]
+        env.reset()
+        model = HMASD("MlpPolicy", env, n_steps=5, n_epochs=1, skill_n_epochs=1, device="cpu")
+        model.learn(10)
+        model.save("limited")
+        loaded = HMASD.load("limited", env=make_team_vec_env("Limited-v0", 2, seed=1), device="cpu")
+        loaded.learn(0, reset_num_timesteps=False)
+        elapsed = loaded.get_env().get_attr("_elapsed_steps")  # type: ignore[union-attr]
+        assert elapsed == [5, 5]
+    finally:
+        del gym.registry["Limited-v0"]
+
+
+def test_the_device_may_be_in_the_file(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (in_tmp / "small.yml").write_text(SMALL + "  device: meta\n")
+    assert train("-n", "48", "--device", "cpu") == 0
+    (in_tmp / "small.yml").write_text(SMALL + "  device: cpu\n")
+    assert train("-n", "48") == 0
+    assert "Using cpu device" in capsys.readouterr().out
 
 
 def test_other_algorithms_are_left_alone(in_tmp: Path) -> None:

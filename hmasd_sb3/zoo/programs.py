@@ -114,7 +114,7 @@ def _check_packages(name: str, arguments: Sequence[str]) -> None:
     """
     import_zoo("rl_zoo3")
     needed = list(_NEEDS["plot"] if name in PLOTS else _NEEDS["video"] if name.startswith("record") else ())
-    if "-optimize" in arguments or _has(arguments, "--optimize-hyperparameters", least=12):
+    if "-optimize" in arguments or _has(arguments, "--optimize-hyperparameters", least=10):
         needed += _NEEDS["search"]
     if "-tb" in arguments or _has(arguments, "--tensorboard-log"):
         needed += _NEEDS["log"]
