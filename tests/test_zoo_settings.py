@@ -149,7 +149,8 @@ class TestBrokenSettings:
         before = files_below(Path())
         assert zoo("train", "--env", "AliceAndBob-v0", *arguments) == 2
         assert files_below(Path()) == before
-        err = capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert "hyperparameters" not in out  # nothing was read on from what is wrong
         assert err.count("\n") == 1
         return err
 
