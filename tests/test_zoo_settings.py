@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,12 @@ class TestChangedShippedFile:
         assert len(list(begun.parent.iterdir())) == 2
 
 
+def test_simple_spread_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpe2", None)
+    with pytest.raises(ImportError, match=r'needs the package "mpe2".*pip install "hmasd-sb3\[mpe\]"'):
+        gym.make("SimpleSpread-v0")
+
+
 @pytest.mark.parametrize("key", ["env_wrapper", "vec_env_wrapper", "frame_stack", "callback", "monitor_kwargs"])
 def test_hmasd_train_refuses_what_only_rl_zoo_can_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     file = tmp_path / "settings.yml"
@@ -197,6 +204,28 @@ class TestBrokenSettings:
     )
     def test_on_the_command_line(self, capsys: pytest.CaptureFixture[str], argument: str, message: str) -> None:
         assert message in self.refused(capsys, "--hyperparams", argument)
+
+    @pytest.mark.parametrize(
+        ("argument", "message"),
+        [
+            ("env_kwargs:{'siz':3}", "unexpected keyword argument 'siz'"),
+            ("normalize:{'norm_ob':True}", "unexpected keyword argument 'norm_ob'"),
+        ],
+    )
+    def test_what_only_the_game_can_refuse(
+        self, in_tmp: Path, capsys: pytest.CaptureFixture[str], argument: str, message: str
+    ) -> None:
+        assert zoo("train", "--env", "AliceAndBob-v0", "--hyperparams", argument) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+        assert not [path for path in in_tmp.rglob("*") if path.is_file()]
+        assert not list(in_tmp.glob("logs/hmasd/*"))
+
+    def test_masks_cannot_be_stacked(self, capsys: pytest.CaptureFixture[str]) -> None:
+        pytest.importorskip("mpe2")
+        assert zoo("train", "--env", "SimpleSpread-v0", "--hyperparams", "frame_stack:2", "n_envs:1") == 2
+        assert "frame_stack=2: masks among the observations cannot be stacked" in capsys.readouterr().err
 
     def test_files_that_are_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "--conf-file nothing.yml: cannot be read" in self.refused(capsys, "--conf-file", "nothing.yml")
