@@ -104,7 +104,7 @@ def test_no_hyperparameter_takes_a_list(file: Path, name: str) -> None:
 def test_schedules_between_two_values(file: Path) -> None:
     config = read(file, "AliceAndBob-v0: {learning_rate: lin_1e-3_5e-5, ent_coef: lin_0_0.1}")
     built = build_hyperparameters(config.hyperparameters)
-    assert (built["learning_rate"](1.0), built["learning_rate"](0.0)) == (1e-3, 5e-5)
+    assert (built["learning_rate"].start, built["learning_rate"].end) == (1e-3, 5e-5)
     assert (built["ent_coef"](1.0), built["ent_coef"](0.0)) == (0.0, 0.1)
 
 

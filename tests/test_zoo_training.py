@@ -105,8 +105,8 @@ def test_evaluations_are_of_the_same_game(in_tmp: Path, capsys: pytest.CaptureFi
 
 
 def test_worker_processes_train_alike(in_tmp: Path) -> None:
-    assert train() == 0
-    assert train("--vec-env", "subproc") == 0
+    assert train("-n", "48", "-params", "n_envs:2") == 0
+    assert train("-n", "48", "-params", "n_envs:2", "--vec-env", "subproc") == 0
     first, second = (in_tmp / f"logs/hmasd/AliceAndBob-v0_{number}/AliceAndBob-v0.zip" for number in (1, 2))
     assert_same_weights(first, second)
 
