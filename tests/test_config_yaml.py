@@ -101,6 +101,19 @@ def test_no_hyperparameter_takes_a_list(file: Path, name: str) -> None:
         read(file, f"AliceAndBob-v0:\n  {name}: [1, 2]\n")
 
 
+def test_schedules_between_two_values(file: Path) -> None:
+    config = read(file, "AliceAndBob-v0: {learning_rate: lin_1e-3_5e-5, ent_coef: lin_0_0.1}")
+    built = build_hyperparameters(config.hyperparameters)
+    assert (built["learning_rate"].start, built["learning_rate"].end) == (1e-3, 5e-5)
+    assert (built["ent_coef"](1.0), built["ent_coef"](0.0)) == (0.0, 0.1)
+
+
+def test_the_entry_for_all_other_games(file: Path) -> None:
+    text = "default: {gamma: 0.9}\nAliceAndBob-v0: {gamma: 0.8}\n"
+    assert read(file, text).hyperparameters == {"gamma": 0.8}
+    assert read(file, text, env="Own-v0").hyperparameters == {"gamma": 0.9}
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -116,6 +129,9 @@ def test_no_hyperparameter_takes_a_list(file: Path, name: str) -> None:
         (["normalize_advantage: 1"], "line 2: normalize_advantage must be true or false, got 1"),
         (["skill_at_rollout_end: drop"], "line 2: skill_at_rollout_end must be one of"),
         (["learning_rate: lin_fast"], "line 2: learning_rate must be a number or a schedule .* got 'lin_fast'"),
+        (["learning_rate: lin_1e-3_slow"], "line 2: learning_rate must be a number or a schedule .* got 'lin_1e-3_slow'"),
+        (["learning_rate: lin_1e-3_inf"], "line 2: learning_rate must be finite, got 'lin_1e-3_inf'"),
+        (["learning_rate: lin_1e-3_-1e-4"], "line 2: learning_rate must not fall below 0, got 'lin_1e-3_-1e-4'"),
         (["learning_rate: lin_-1"], "line 2: learning_rate must be a number at least 0, got -1"),
         (["gamma: lin_0.9"], "line 2: gamma must be a number"),
         (["policy: MlpPolcy"], "line 2: Policy 'MlpPolcy' is unknown.*Did you mean 'MlpPolicy'"),

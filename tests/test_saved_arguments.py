@@ -113,3 +113,12 @@ def test_an_argument_that_a_subclass_keeps_under_another_name_is_named(tmp_path:
     model = Own("MlpPolicy", random_team_vec_env(), **FAST)
     with pytest.raises(ValueError, match=r"Own takes the argument 'extra' and has no attribute.*Keep it as self.extra"):
         model.save(tmp_path / "model")
+
+
+def test_what_scripts_that_only_play_put_in_place_of_pickled_schedules(tmp_path: Path) -> None:
+    make_model(clip_range=0.3).save(tmp_path / "model")
+    stand_ins = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    assert HMASD.load(tmp_path / "model", custom_objects=stand_ins).clip_range == 0.3
+    assert HMASD.load(tmp_path / "model", custom_objects={"clip_range": 0.1}).clip_range == 0.1
+    with pytest.raises(ValueError, match="clip_range must be a number above 0"):
+        HMASD.load(tmp_path / "model", clip_range=0.0)

@@ -58,6 +58,12 @@ class TestEnjoy:
         assert play("enjoy", "--no-render", "--load-checkpoint", "97") == 2
         assert "No model found for hmasd" in capsys.readouterr().err
 
+    def test_the_folder_that_train_writes_to_is_the_default(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert zoo("enjoy", "--env", "AliceAndBob-v0", "--no-render") == 2
+        assert "The logs/hmasd folder was not found" in capsys.readouterr().err
+        assert train("-n", "48") == 0
+        assert zoo("enjoy", "--env", "AliceAndBob-v0", "--no-render", "-n", "3") == 0
+
     def test_skills_last_over_steps_and_begin_with_episodes(self, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert train() == 0
         before, starts = [], []
@@ -242,8 +248,9 @@ class TestMissingPackages:
     def test_named_with_the_command_that_installs_them(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str, arguments: list[str]
     ) -> None:
-        for module in ("rl_zoo3.enjoy", "rl_zoo3.load_from_hub"):  # imported by other tests, perhaps
-            monkeypatch.delitem(sys.modules, module, raising=False)
+        for module in list(sys.modules):  # imported by other tests, perhaps
+            if module.startswith(f"{package}.") or module in ("rl_zoo3.enjoy", "rl_zoo3.load_from_hub"):
+                monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, package, None)
         assert zoo(*arguments) == 2
         err = capsys.readouterr().err

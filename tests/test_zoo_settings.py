@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,12 @@ class TestChangedShippedFile:
         assert len(list(begun.parent.iterdir())) == 2
 
 
+def test_simple_spread_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpe2", None)
+    with pytest.raises(ImportError, match=r'needs the package "mpe2".*pip install "hmasd-sb3\[mpe\]"'):
+        gym.make("SimpleSpread-v0")
+
+
 @pytest.mark.parametrize("key", ["env_wrapper", "vec_env_wrapper", "frame_stack", "callback", "monitor_kwargs"])
 def test_hmasd_train_refuses_what_only_rl_zoo_can_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     file = tmp_path / "settings.yml"
@@ -149,7 +156,8 @@ class TestBrokenSettings:
         before = files_below(Path())
         assert zoo("train", "--env", "AliceAndBob-v0", *arguments) == 2
         assert files_below(Path()) == before
-        err = capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert "hyperparameters" not in out  # nothing was read on from what is wrong
         assert err.count("\n") == 1
         return err
 
@@ -197,13 +205,37 @@ class TestBrokenSettings:
     def test_on_the_command_line(self, capsys: pytest.CaptureFixture[str], argument: str, message: str) -> None:
         assert message in self.refused(capsys, "--hyperparams", argument)
 
+    @pytest.mark.parametrize(
+        ("argument", "message"),
+        [
+            ("env_kwargs:{'siz':3}", "unexpected keyword argument 'siz'"),
+            ("normalize:{'norm_ob':True}", "unexpected keyword argument 'norm_ob'"),
+        ],
+    )
+    def test_what_only_the_game_can_refuse(
+        self, in_tmp: Path, capsys: pytest.CaptureFixture[str], argument: str, message: str
+    ) -> None:
+        assert zoo("train", "--env", "AliceAndBob-v0", "--hyperparams", argument) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+        assert not [path for path in in_tmp.rglob("*") if path.is_file()]
+        assert not list(in_tmp.glob("logs/hmasd/*"))
+
+    def test_masks_cannot_be_stacked(self, capsys: pytest.CaptureFixture[str]) -> None:
+        pytest.importorskip("mpe2")
+        assert zoo("train", "--env", "SimpleSpread-v0", "--hyperparams", "frame_stack:2", "n_envs:1") == 2
+        assert "frame_stack=2: masks among the observations cannot be stacked" in capsys.readouterr().err
+
     def test_files_that_are_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "--conf-file nothing.yml: cannot be read" in self.refused(capsys, "--conf-file", "nothing.yml")
         assert "--conf-file nothing.py: there is no such file" in self.refused(capsys, "--conf-file", "nothing.py")
 
     def test_a_python_file(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (in_tmp / "own.py").write_text("hyperparams = {'AliceAndBob-v0': {'gama': 0.9}}")
-        assert "own.py: there is no setting 'gama'" in self.refused(capsys, "-conf", "own.py")
+        assert zoo("train", "--env", "AliceAndBob-v0", "-conf", "own.py") == 2  # read, that is run, by RL Zoo itself
+        assert "own.py: there is no setting 'gama'" in capsys.readouterr().err
+        assert not (in_tmp / "logs").exists()
         entry = "dict(n_timesteps=48, n_envs=2, n_steps=24, n_epochs=1, skill_n_epochs=1, ent_coef=lambda left: 0.01 * left)"
         (in_tmp / "own.py").write_text(f"hyperparams = {{'AliceAndBob-v0': {entry}}}")
         assert zoo("train", "--env", "AliceAndBob-v0", "-conf", "own.py", "--eval-freq", "-1") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from commands import hmasd, metrics
 from zoo_runs import SMALL, newest, train, zoo
 
-from hmasd_sb3 import HMASD
+from hmasd_sb3 import HMASD, make_team_vec_env
 
 pytest.importorskip("rl_zoo3")
 
@@ -28,6 +29,13 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "small.yml").write_text(SMALL)
     return tmp_path
+
+
+@pytest.fixture
+def noisy() -> Iterator[None]:
+    gym.register("Noisy-v0", entry_point="zoo_games:NoisyTeam")
+    yield
+    del gym.registry["Noisy-v0"]
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
@@ -44,7 +52,7 @@ def tensorboard_scalars(folder: Path) -> dict[str, dict[int, float]]:
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
-def assert_same_run(in_tmp: Path, run: Path, experiment: Path, tensorboard: Path) -> int:
+def assert_same_run(run: Path, experiment: Path, tensorboard: Path) -> int:
     """The same networks, evaluations and logged figures; returns how many figures were compared."""
     env = experiment.name.rpartition("_")[0]
     assert_same_weights(run / "model.zip", experiment / f"{env}.zip")
@@ -62,15 +70,16 @@ def assert_same_run(in_tmp: Path, run: Path, experiment: Path, tensorboard: Path
     return compared
 
 
-@pytest.mark.parametrize("more", [[], ["normalize=true"]])
-def test_one_file_and_seed_give_one_learning_curve(in_tmp: Path, more: list[str]) -> None:
+@pytest.mark.parametrize("env_id", ["AliceAndBob-v0", "Noisy-v0"])
+def test_one_file_and_seed_give_one_learning_curve(in_tmp: Path, noisy: None, env_id: str) -> None:
     """With `hmasd train`, which steps natively vectorised games, and with RL Zoo, which steps single ones."""
-    if more:
-        (in_tmp / "small.yml").write_text(SMALL + "  normalize: true\n")
+    if env_id == "Noisy-v0":  # its evaluations tell seeds apart
+        text = SMALL.replace("AliceAndBob-v0", env_id).replace("env_kwargs: {size: 5}", "normalize: true")
+        (in_tmp / "small.yml").write_text(text)
     ours = ["--eval-freq", "96", "--eval-episodes", "4", "--no-tensorboard"]
-    assert hmasd("train", "--config", "small.yml", "--seed", "3", "--run-dir", "ours", *ours) == 0
-    assert train("-tb", "tb", *EVALUATED) == 0
-    compared = assert_same_run(in_tmp, in_tmp / "ours", newest(in_tmp / "logs"), in_tmp / "tb")
+    assert hmasd("train", "--env", env_id, "--config", "small.yml", "--seed", "3", "--run-dir", "ours", *ours) == 0
+    assert train("--env", env_id, "-tb", "tb", *EVALUATED) == 0
+    compared = assert_same_run(in_tmp / "ours", newest(in_tmp / "logs", env_id), in_tmp / "tb")
     assert compared > 100
     assert len(np.load(in_tmp / "ours/evaluations.npz")["timesteps"]) == 2
 
@@ -96,8 +105,8 @@ def test_evaluations_are_of_the_same_game(in_tmp: Path, capsys: pytest.CaptureFi
 
 
 def test_worker_processes_train_alike(in_tmp: Path) -> None:
-    assert train() == 0
-    assert train("--vec-env", "subproc") == 0
+    assert train("-n", "48", "-params", "n_envs:2") == 0
+    assert train("-n", "48", "-params", "n_envs:2", "--vec-env", "subproc") == 0
     first, second = (in_tmp / f"logs/hmasd/AliceAndBob-v0_{number}/AliceAndBob-v0.zip" for number in (1, 2))
     assert_same_weights(first, second)
 
@@ -169,7 +178,8 @@ def test_pictures_keep_their_axes(in_tmp: Path) -> None:
         arguments = ["--env", "Pictures-v0", "-conf", "small.yml", "--eval-freq", "96", "-params", "policy:'CnnPolicy'"]
         assert zoo("train", *arguments) == 0
         model = HMASD.load(newest(in_tmp / "logs", "Pictures-v0") / "Pictures-v0.zip")
-        assert model.observation_space["obs"].shape == gym.make("Pictures-v0").observation_space["obs"].shape
+        for key, space in gym.make("Pictures-v0").observation_space.spaces.items():
+            assert model.observation_space[key].shape == space.shape
     finally:
         del gym.registry["Pictures-v0"]
 
@@ -195,6 +205,34 @@ def test_rl_zoos_own_entry_point_after_registering(in_tmp: Path, monkeypatch: py
     monkeypatch.setattr(sys, "argv", arguments)
     cli.main()
     assert (newest(in_tmp / "logs") / "AliceAndBob-v0.zip").is_file()
+
+
+def test_time_limits_still_give_their_state() -> None:
+    """Importing RL Zoo exchanges Gymnasium's class for one of its own."""
+    from hmasd_sb3.zoo import register
+
+    register()
+    gym.register("Limited-v0", entry_point="hmasd_sb3.envs:alice_and_bob_team_env", max_episode_steps=9)
+    try:
+        env = make_team_vec_env("Limited-v0", 2, seed=0)
+        assert type(env.envs[0].env) is gym.wrappers.TimeLimit  # type: ignore[attr-defined]
+        env.reset()
+        model = HMASD("MlpPolicy", env, n_steps=5, n_epochs=1, skill_n_epochs=1, device="cpu")
+        model.learn(10)
+        model.save("limited")
+        loaded = HMASD.load("limited", env=make_team_vec_env("Limited-v0", 2, seed=1), device="cpu")
+        loaded.learn(0, reset_num_timesteps=False)
+        elapsed = loaded.get_env().get_attr("_elapsed_steps")  # type: ignore[union-attr]
+        assert elapsed == [5, 5]
+    finally:
+        del gym.registry["Limited-v0"]
+
+
+def test_the_device_may_be_in_the_file(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (in_tmp / "small.yml").write_text(SMALL + "  device: meta\n")
+    assert train("-n", "48") == 1
+    assert "meta" in capsys.readouterr().err
+    assert train("-n", "48", "--device", "cpu") == 0
 
 
 def test_other_algorithms_are_left_alone(in_tmp: Path) -> None:

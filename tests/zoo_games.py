@@ -40,3 +40,30 @@ class PictureTeam(gym.Env[dict[str, Any], Any]):
 
 def picture_team() -> PictureTeam:
     return PictureTeam()
+
+
+class NoisyTeam(gym.Env[dict[str, Any], Any]):
+    """Two agents whose returns tell one seed from another, however they act."""
+
+    def __init__(self) -> None:
+        numbers = {"obs": (2, 3), "state": (4,)}
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]
+            {key: spaces.Box(-np.inf, np.inf, shape, np.float32) for key, shape in numbers.items()}
+        )
+        self.action_space = spaces.MultiDiscrete([3, 3])
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        self._steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        return self._observation(), float(self.np_random.normal()), False, self._steps >= 10, {}
+
+    def _observation(self) -> dict[str, Any]:
+        return {
+            key: self.np_random.normal(size=space.shape).astype(np.float32)
+            for key, space in self.observation_space.spaces.items()  # type: ignore[attr-defined]
+        }

@@ -14,7 +14,6 @@ from hmasd_sb3.envs.plain_state import checked_entries, checked_type
 from hmasd_sb3.wrappers.layer_states import (
     STATELESS,
     EnvStateError,
-    Known,
     LayerKind,
     State,
     attributes,
@@ -109,7 +108,7 @@ def _mark_checked(checker: Any, state: State) -> None:
     checker.checked_reset = checker.checked_step = checker.checked_data_reuse = True
 
 
-_KNOWN: Known = {
+_KNOWN: dict[type[Any], LayerKind] = {
     Monitor: LayerKind(_monitor_state, _check_monitor, _restore_monitor),
     wrappers.OrderEnforcing: attributes("_has_reset"),
     wrappers.PassiveEnvChecker: LayerKind(lambda layer: {}, _check_nothing, _mark_checked),
@@ -129,3 +128,12 @@ _KNOWN: Known = {
     wrappers.TransformObservation: STATELESS,
     wrappers.TransformReward: STATELESS,
 }
+
+
+def treat_as_its_base(layer: type[Any]) -> None:
+    """Let a layer that adds no state of its own be treated as the class it derives from.
+
+    :param layer: its class; nothing changes if it is known already
+    """
+    if layer not in _KNOWN:
+        _KNOWN[layer] = _KNOWN[layer.__mro__[1]]

@@ -60,6 +60,30 @@ class TeamExperimentManager(ExperimentManager):
     def _ours(self) -> bool:
         return bool(self.algo == ALGO)
 
+    def setup_experiment(self) -> Any:
+        """As in the base class.
+
+        :raises InputError: if the game or the model refuses what was asked for
+        """
+        if not self._ours:
+            return super().setup_experiment()
+        try:
+            return super().setup_experiment()
+        except InputError:
+            raise
+        except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+            self._remove_empty_folders()
+            what = " ".join(str(error).split())
+            frame_stack: Any = self.frame_stack
+            if frame_stack is not None and "StackedObservations" in what:
+                what = f"frame_stack={frame_stack}: masks among the observations cannot be stacked. {what}"
+            raise InputError(what) from error
+
+    def _remove_empty_folders(self) -> None:
+        for folder in (Path(self.params_path), Path(self.save_path)):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
     # ---- settings
 
     def _read_settings(self) -> dict[str, Given]:

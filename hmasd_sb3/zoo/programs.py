@@ -55,8 +55,7 @@ def run_program(name: str, arguments: Sequence[str]) -> int:
     _check_packages(name, arguments)
     module_name, function, _ = PROGRAMS[name]
     register()
-    if name not in PLOTS and not _has(arguments, "--algo"):
-        arguments += ["--algo", ALGO]
+    arguments += _defaults(name, arguments)
     if not _has(arguments, "--num-threads", least=5):
         import torch as th
 
@@ -77,6 +76,18 @@ def run_program(name: str, arguments: Sequence[str]) -> int:
                 raise
             raise InputError(" ".join(str(error).split())) from error
     return DONE
+
+
+def _defaults(name: str, arguments: Sequence[str]) -> list[str]:
+    """What is added to the arguments, where nothing else is said."""
+    if name in PLOTS:
+        return []
+    added = [] if _has(arguments, "--algo") else ["--algo", ALGO]
+    ours = added or ALGO in arguments or f"--algo={ALGO}" in arguments
+    # RL Zoo's own default is its folder of agents to download, of which HMASD has none.
+    if ours and name != "train" and not (_has(arguments, "--folder") or any(text.startswith("-f") for text in arguments)):
+        added += ["-f", "logs"]
+    return added
 
 
 def _function(module_name: str, function: str) -> Callable[[], None]:
@@ -114,7 +125,7 @@ def _check_packages(name: str, arguments: Sequence[str]) -> None:
     """
     import_zoo("rl_zoo3")
     needed = list(_NEEDS["plot"] if name in PLOTS else _NEEDS["video"] if name.startswith("record") else ())
-    if "-optimize" in arguments or _has(arguments, "--optimize-hyperparameters", least=12):
+    if "-optimize" in arguments or _has(arguments, "--optimize-hyperparameters", least=10):
         needed += _NEEDS["search"]
     if "-tb" in arguments or _has(arguments, "--tensorboard-log"):
         needed += _NEEDS["log"]

@@ -6,6 +6,8 @@ import importlib
 import sys
 from typing import Any
 
+import gymnasium as gym
+
 from hmasd_sb3.running.errors import InputError
 
 ALGO = "hmasd"
@@ -23,8 +25,11 @@ def register() -> None:
     for name in _MODULES:
         import_zoo(name)
     from hmasd_sb3.hmasd import HMASD
+    from hmasd_sb3.wrappers.row_states import treat_as_its_base
     from hmasd_sb3.zoo.manager import TeamExperimentManager
 
+    # Importing RL Zoo puts a class of its own in the place of Gymnasium's.
+    treat_as_its_base(gym.wrappers.TimeLimit)
     # Modules hold these under names of their own, and may come to hold copies of the dictionaries.
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "rl_zoo3"]:
         for registry, entry in (("ALGOS", HMASD), ("HYPERPARAMS_SAMPLER", sample), ("HYPERPARAMS_CONVERTER", convert)):
