@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from optuna.trial import Trial
+
 from hmasd_sb3.tuning.objective import Objective, make_objective
 from hmasd_sb3.tuning.space import SearchSpace
+from hmasd_sb3.tuning.study import Spec
 
 QUICK: dict[str, Any] = {
     "n_steps": 12,
@@ -38,3 +41,29 @@ def quick_options(*more: str) -> list[str]:
 
 
 ALICE = f"--set=env_kwargs={SMALL_GAME}"
+
+
+def spec(**kwargs: Any) -> Spec:
+    """The same, as a study keeps it."""
+    settings: dict[str, Any] = {
+        "env": "AliceAndBob-v0",
+        "total_timesteps": 96,
+        "n_envs": 4,
+        "policy": "MlpPolicy",
+        "normalize": False,
+        "env_kwargs": SMALL_GAME,
+        "seeds": [0],
+        "n_evaluations": 2,
+        "n_eval_episodes": 4,
+        "aggregate": "mean",
+        "metric": "auto",
+        "deterministic": False,
+        "fixed": QUICK,
+        "search": ["gamma", "team_diversity_coef"],
+    }
+    return Spec(**{**settings, **kwargs})
+
+
+def value_of(trial: Trial) -> float:
+    """An objective without any training."""
+    return trial.suggest_float("x", 0.0, 1.0)

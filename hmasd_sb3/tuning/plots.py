@@ -93,8 +93,8 @@ def _history(study: Study) -> Any:
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     if complete:
         best = np.maximum.accumulate([float(trial.value or 0.0) for trial in complete])
-        numbers = [trial.number for trial in complete]
-        axes.step(numbers, best, where="post", color=_BEST, linewidth=1.6, label="best so far", zorder=1)
+        numbers = [*(trial.number for trial in complete), trials[-1].number]
+        axes.step(numbers, [*best, best[-1]], where="post", color=_BEST, linewidth=1.6, label="best so far", zorder=1)
     failed = [trial.number for trial in trials if trial.state.name == "FAIL"]
     if failed:  # they have no value, so they stand at the foot of the picture
         foot = axes.get_xaxis_transform()
