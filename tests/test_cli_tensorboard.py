@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ class TestServer:
         with TensorBoardServer(in_tmp) as server:
             assert answers(server.address)
             assert server._process is not None
-            pid = server._process.pid
+            pid, before = server._process.pid, time.monotonic()
+        assert time.monotonic() - before < tensorboard_server.STOP_SECONDS  # by itself: it was not killed
         assert not answers(server.address)
         assert not alive(pid)
         server.stop()

@@ -67,6 +67,7 @@ class RunConfig:
         :raises InputError: if settings are missing or of a wrong type
         """
         known = {entry.name: entry for entry in fields(cls)}
+        values = {"shipped": [], **values}  # which runs of old did not have
         if missing := sorted(known.keys() - values.keys()):
             raise InputError(f"holds no {missing[0]!r}; it was not written by this version of hmasd-sb3, or changed since.")
         config = cls(**{name: values[name] for name in known})
