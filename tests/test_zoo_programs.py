@@ -120,6 +120,31 @@ def test_record_video(in_tmp: Path) -> None:
     assert any(not np.array_equal(frames[0], frame) for frame in frames[1:])  # somebody moves
 
 
+@needs("moviepy", "requests")
+def test_a_game_of_ones_own(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--gym-packages` imports what registers it, in the program for videos too, which has no such option in RL Zoo."""
+    (in_tmp / "own_games.py").write_text(
+        "import gymnasium as gym\n"
+        "from hmasd_sb3.envs import alice_and_bob_team_env\n"
+        "gym.register('OwnGame-v0', entry_point=lambda **kwargs: alice_and_bob_team_env(size=5, **kwargs))\n"
+    )
+    monkeypatch.syspath_prepend(str(in_tmp))
+    own = ["--env", "OwnGame-v0", "--gym-packages", "own_games"]
+    small = ["-params", "n_envs:2", "n_steps:10", "n_epochs:1", "skill_n_epochs:1"]
+    try:
+        for program, arguments in (
+            ("train", ["-n", "20", "--eval-freq", "-1", *small]),
+            ("enjoy", ["-n", "5", "--no-render"]),
+            ("record-video", ["-n", "5", "-o", "videos"]),
+        ):
+            gym.registry.pop("OwnGame-v0", None)
+            sys.modules.pop("own_games", None)
+            assert zoo(program, *own, *arguments) == 0
+        assert list((in_tmp / "videos").glob("*.mp4"))
+    finally:
+        gym.registry.pop("OwnGame-v0", None)
+
+
 @needs("seaborn", "pandas", "matplotlib")
 class TestPlots:
     def test_figures_are_written(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:

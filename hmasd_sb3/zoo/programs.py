@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import runpy
@@ -56,6 +57,7 @@ def run_program(name: str, arguments: Sequence[str]) -> int:
     module_name, function, _ = PROGRAMS[name]
     register()
     arguments += _defaults(name, arguments)
+    packages = _take_gym_packages(arguments) if function is None else []
     if not _has(arguments, "--num-threads", least=5):
         import torch as th
 
@@ -64,7 +66,7 @@ def run_program(name: str, arguments: Sequence[str]) -> int:
     with _saved_figures(name, arguments), patch.object(sys, "argv", [f"hmasd zoo {name}", *arguments]):
         try:
             if function is None:
-                _run_module(module_name)
+                _run_module(module_name, packages)
             else:
                 _function(module_name, function)()
         except SystemExit as end:  # of argparse
@@ -98,8 +100,13 @@ def _function(module_name: str, function: str) -> Callable[[], None]:
     return program
 
 
-def _run_module(name: str) -> None:
-    """Run a module that is a program, not a function."""
+def _run_module(name: str, packages: list[str]) -> None:
+    """Run a module that is a program, not a function.
+
+    :param packages: modules that register games, imported before; other programs have the option ``--gym-packages``
+    """
+    for package in packages:
+        importlib.import_module(package)
     utils = import_zoo("rl_zoo3.utils")
     create_test_env, call = utils.create_test_env, subprocess.call
 
@@ -112,6 +119,7 @@ def _run_module(name: str) -> None:
         # The program starts another one in a process of its own, where HMASD has to be known too.
         if isinstance(command, list) and command[:3] == ["python", "-m", "rl_zoo3.record_video"]:
             command = [sys.executable, "-m", "hmasd_sb3.zoo", "record-video", *command[3:]]
+            command += ["--gym-packages", *packages] if packages else []
         return call(command, *args, **kwargs)
 
     with patch.object(utils, "create_test_env", with_files_env_kwargs), patch.object(subprocess, "call", call_registered):
@@ -196,3 +204,15 @@ def _take_option(arguments: list[str], option: str) -> str | None:
             del arguments[place]
             return argument.partition("=")[2]
     return None
+
+
+def _take_gym_packages(arguments: list[str]) -> list[str]:
+    if "--gym-packages" not in arguments:
+        return []
+    start = arguments.index("--gym-packages")
+    end = start + 1
+    while end < len(arguments) and not arguments[end].startswith("-"):
+        end += 1
+    packages = arguments[start + 1 : end]
+    del arguments[start:end]
+    return packages
