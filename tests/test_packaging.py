@@ -25,7 +25,7 @@ def test_metadata() -> None:
     about = metadata.metadata("hmasd-sb3")
     assert about["License-Expression"] == "MIT"
     assert about["Requires-Python"] == ">=3.10"
-    assert {"contrib", "zoo", "tuning", "mpe", "jaxmarl", "demo", "test", "dev"} <= set(about.get_all("Provides-Extra") or [])
+    assert {"contrib", "zoo", "tuning", "mpe", "jaxmarl", "demo", "postgresql", "test", "dev"} <= set(about.get_all("Provides-Extra") or [])
 
 
 def test_changelog_knows_this_version() -> None:
@@ -42,7 +42,7 @@ def test_constraints_pin_everything_exactly_and_only_once() -> None:
     assert len(set(normalised)) == len(normalised)
 
 
-@pytest.mark.parametrize("extra", ["demo", "mpe", "jaxmarl", "test", "dev"])
+@pytest.mark.parametrize("extra", ["demo", "mpe", "zoo", "tuning", "postgresql", "jaxmarl", "test", "dev"])
 def test_what_the_makefile_installs_is_pinned(extra: str) -> None:
     pinned = {
         re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
