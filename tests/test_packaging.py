@@ -25,7 +25,9 @@ def test_metadata() -> None:
     about = metadata.metadata("hmasd-sb3")
     assert about["License-Expression"] == "MIT"
     assert about["Requires-Python"] == ">=3.10"
-    assert {"contrib", "zoo", "tuning", "mpe", "jaxmarl", "demo", "postgresql", "test", "dev"} <= set(about.get_all("Provides-Extra") or [])
+    assert {"contrib", "zoo", "tuning", "mpe", "jaxmarl", "demo", "postgresql", "test", "dev"} <= set(
+        about.get_all("Provides-Extra") or []
+    )
 
 
 def test_changelog_knows_this_version() -> None:

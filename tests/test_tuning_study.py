@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 import postgres
@@ -22,6 +23,7 @@ from hmasd_sb3.running.errors import DONE, FAILED, InputError
 from hmasd_sb3.tuning import storage as storage_module
 from hmasd_sb3.tuning.objective import ERROR, SETTINGS
 from hmasd_sb3.tuning.report import state_of
+from hmasd_sb3.tuning.space import SearchSpace
 from hmasd_sb3.tuning.storage import Place, open_storage
 from hmasd_sb3.tuning.study import ATTEMPT, ORIGIN, RETRY_OF, SharedStudy, Turn, open_study
 from hmasd_sb3.tuning.workers import make_pruner, make_sampler, work
@@ -297,3 +299,55 @@ class TestStudies:
         assert path.read_bytes() == whole
         again.enqueue({}, "more")
         assert len(shared.trials()) == 2
+
+
+class TestVariations:
+    ARGUMENTS: ClassVar[dict[str, Any]] = {"gamma": 0.97, "n_team_skills": 4, "huber_delta": 3.0}
+
+    def whole_space(self, n_variations: int, seed: int = 0) -> SharedStudy:
+        place = Place(optuna.storages.InMemoryStorage(), FakeLeases(set()), "memory")
+        shared, _ = open_study(place, "s", spec(fixed={}, search=None), {"first": self.ARGUMENTS}, n_variations, seed)
+        return shared
+
+    def test_each_leaves_a_quarter_of_the_arguments_to_the_sampler(self) -> None:
+        shared = self.whole_space(6)
+        shared.sign_in()
+        space = SearchSpace()
+        kept = space.convert(space.params_of(self.ARGUMENTS, 4))
+        freed: list[set[str]] = []
+        for number in range(7):
+            trial = shared.next_trial(20, 3)
+            assert isinstance(trial, Trial)
+            sampled = space.sample(trial, 4)
+            assert trial.user_attrs[SETTINGS] == {"huber_delta": 3.0}
+            origin = trial.user_attrs[ORIGIN]
+            free = set() if number == 0 else set(origin.removeprefix("first, varied in ").split(", "))
+            assert len(free) == (0 if number == 0 else math.ceil(len(space.ranges) / 4))
+            assert free <= set(space.ranges)
+            # Minibatches are kept by their number.
+            names = space.ranges.keys() - free - {"batch_size"}
+            assert {name: sampled.get(name) for name in names} == {name: kept.get(name) for name in names}
+            freed.append(free)
+        assert len(set(map(frozenset, freed))) == 7
+        again = shared.next_trial(20, 3)
+        assert isinstance(again, Trial)
+        assert ORIGIN not in again.user_attrs
+
+    def test_they_follow_from_the_seed(self) -> None:
+        first, same, other = (
+            [trial.user_attrs[ORIGIN] for trial in self.whole_space(3, seed).study.get_trials()] for seed in (1, 1, 2)
+        )
+        assert first == same != other
+        assert len(first) == 4
+
+    def test_only_a_new_study_begins_with_them(self) -> None:
+        shared = self.whole_space(2)
+        again, is_new = open_study(shared.place, "s", spec(fixed={}, search=None), {"first": self.ARGUMENTS}, 2)
+        assert not is_new
+        assert len(again.study.get_trials()) == 3
+
+    def test_none_where_the_first_lies_outside_of_the_space(self, capsys: pytest.CaptureFixture[str]) -> None:
+        place = Place(optuna.storages.InMemoryStorage(), FakeLeases(set()), "memory")
+        shared, _ = open_study(place, "s", spec(fixed={}, search=None), {"first": {"gamma": 0.5}}, 2)
+        assert shared.study.get_trials() == []
+        assert "first: not tried first" in capsys.readouterr().out

@@ -79,6 +79,14 @@ def tune(
         str | None,
         typer.Option("--enqueue-paper", metavar="TASK", help="A new study tries the paper's setting of this task first."),
     ] = None,
+    vary: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Early trials that vary a quarter of the first one's arguments.  [default: a third of --trials]",
+        ),
+    ] = None,
     max_failures: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Stop after so many crashes in a row; after one while no trial has a value."),

@@ -57,6 +57,7 @@ class TuneOptions:
     seed: int = 0
     defaults_first: bool = True
     paper_first: str | None = None
+    vary: int | None = None
     max_failures: int = 3
     timeout: float | None = None
     study: str | None = None
@@ -88,7 +89,8 @@ def tune(options: TuneOptions, stop: StopRequest) -> int:
     command = _read(options)
     place = open_storage(command.storage)
     _quieten_optuna()
-    shared, is_new = open_study(place, command.study, command.spec, command.first_trials)
+    n_variations = options.trials // 3 if options.vary is None else options.vary
+    shared, is_new = open_study(place, command.study, command.spec, command.first_trials, n_variations, options.seed)
     try:
         shared.put_away_dead()
         how = "New study" if is_new else "Going on with the study"

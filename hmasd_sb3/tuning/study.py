@@ -6,12 +6,15 @@ All that decides who does what happens while the study is held exclusively, so t
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import uuid
 from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.hyperparameters import default_of
@@ -122,9 +125,30 @@ class SharedStudy:
         spec = self.spec
         space = spec.search_space()
         params = space.params_of(arguments, spec.n_envs)
-        own = {name: value for name, value in arguments.items() if name not in space.ranges}
-        together = {**space.convert(params), **own}
+        together = {**space.convert(params), **_beyond(space, arguments)}
         resolve_batch_size(together.get("batch_size"), together.get("n_steps", default_of("n_steps")), spec.n_envs)
+        self._enqueue(params, _beyond(space, arguments), origin)
+
+    def enqueue_variations(self, arguments: dict[str, Any], origin: str, number: int, seed: int) -> None:
+        """Let early trials vary a quarter of the searched arguments each, and keep the others.
+
+        A sparse reward tells nothing about a configuration that never earns it, and of those drawn from the whole space hardly
+        any does within a short budget. Around one that works there is something to learn from.
+
+        :param arguments: as for :meth:`enqueue`
+        :param origin: of those arguments
+        :param number: of trials
+        :param seed: by which the varied arguments are drawn
+        """
+        space = self.spec.search_space()
+        names = np.array(sorted(space.ranges))
+        generator = np.random.default_rng(seed)
+        for _ in range(number):
+            free = sorted(generator.choice(names, math.ceil(len(names) / 4), replace=False).tolist())
+            params = space.params_of(arguments, self.spec.n_envs, free)
+            self._enqueue(params, _beyond(space, arguments), f"{origin}, varied in {', '.join(free)}")
+
+    def _enqueue(self, params: dict[str, Any], own: dict[str, Any], origin: str) -> None:
         self.study.enqueue_trial(params, user_attrs={ORIGIN: origin, **({SETTINGS: own} if own else {})})
 
     def next_trial(self, n_trials: int, max_failures: int) -> Trial | Turn:
@@ -217,10 +241,19 @@ class SharedStudy:
         self.study.tell(trial.number, state=TrialState.FAIL)
 
 
-def open_study(place: Place, name: str, spec: Spec, first_trials: dict[str, dict[str, Any]]) -> tuple[SharedStudy, bool]:
+def _beyond(space: SearchSpace, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments that are not searched."""
+    return {name: value for name, value in arguments.items() if name not in space.ranges}
+
+
+def open_study(
+    place: Place, name: str, spec: Spec, first_trials: dict[str, dict[str, Any]], n_variations: int = 0, seed: int = 0
+) -> tuple[SharedStudy, bool]:
     """Make a study, or go on with one.
 
     :param first_trials: arguments of ``HMASD`` that a new study tries first, by what they are called
+    :param n_variations: how many trials after these vary the first of them
+    :param seed: by which these are drawn
     :return: the study, and whether it is new
     :raises InputError: if there is a study of that name whose trials were made otherwise, naming the differences
     """
@@ -248,6 +281,10 @@ def open_study(place: Place, name: str, spec: Spec, first_trials: dict[str, dict
                 shared.enqueue(arguments, origin)
             except ValueError as error:
                 print(f"{origin}: not tried first, as they lie outside of the search space: {error}.", flush=True)
+                n_variations = 0 if origin == next(iter(first_trials)) else n_variations
+        if is_new and first_trials and n_variations:
+            origin, arguments = next(iter(first_trials.items()))
+            shared.enqueue_variations(arguments, origin, n_variations, seed)
     return shared, is_new
 
 
