@@ -153,11 +153,11 @@ class TestWhatTheFolderSays:
         assert {"mpe2", "pettingzoo", "pygame-ce"} <= set(content(in_tmp / "r")["versions"])
 
     def test_other_versions_and_commits_are_told(self, first: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        versions = {**content(first)["versions"], "torch": "1.0", "jaxmarl": "0.2.0", "numpy": "1.0"}
+        versions = {**content(first)["versions"], "torch": "1.0", "jaxmarl": "0.0.1", "numpy": "1.0"}
         rewrite(first, versions=versions, git_commit="1234567")
         assert hmasd(*AGAIN, "--from", "first", "--run-dir", "second", "--total-timesteps", "48") == 0
         err = capsys.readouterr().err
-        for name in ("torch 1.0, now 2", "numpy 1.0, now", "jaxmarl 0.2.0, now "):
+        for name in ("torch 1.0, now 2", "numpy 1.0, now", "jaxmarl 0.0.1, now "):
             assert f"Warning: other versions than those of first, so results may differ: {name}" in err
         assert "Warning: another git commit than that of first, so results may differ: 1234567 then, none now." in err
 
