@@ -145,7 +145,9 @@ def test_ctrl_c_puts_trials_back_and_the_same_command_goes_on() -> None:
 
 
 def test_workers_end_with_their_supervisor() -> None:
-    process = start(*quick_options(ALICE, "--total-timesteps=100000000"), "--storage=s.journal", STUDY, "--workers=1", "--vary=0")
+    process = start(
+        *quick_options(ALICE, "--total-timesteps=100000000"), "--storage=s.journal", STUDY, "--workers=1", "--vary=0"
+    )
     looking = Looking("s.journal")
     wait_until(lambda: [WORKER in trial.user_attrs for trial in looking.trials()] == [True], process)
     process.kill()
