@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -18,6 +17,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from hmasd_sb3.envs import JAXMARL_IDS
 from hmasd_sb3.running.blame import raised_by_environment
 from hmasd_sb3.running.config import RunConfig
+from hmasd_sb3.running.cores import usable_cores
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.trial_team import Step, TrialTeam, random_action
 from hmasd_sb3.running.trial_views import observation_faults
@@ -25,6 +25,10 @@ from hmasd_sb3.saving.generators import global_generators_state, restore_global_
 
 MAX_STEPS = 1000
 MAX_SECONDS = 2.0
+MIN_STEPS = 20
+"""So many are taken even if the time is up, as the first one may be compiled; unless they are extremely slow."""
+_PATIENCE = 5.0
+"""How many times the time that was allowed they may take."""
 REPLAYED_STEPS = 50
 """So many steps are taken a second time, from the same seed."""
 SLOW_STEP = 1e-3
@@ -101,7 +105,8 @@ def try_environment(config: RunConfig, max_steps: int = MAX_STEPS, max_seconds: 
 
     :param config: of the run
     :param max_steps: how many steps are taken at most
-    :param max_seconds: how long is played at most; making and resetting the game is not counted
+    :param max_seconds: how long is played, but for the first :data:`MIN_STEPS` steps, which may take five times as long;
+        making the game and its first reset are not counted
     :raises ValueError: if there is no such game, or it is no team
     """
     report = TrialReport(config.env)
@@ -156,7 +161,11 @@ def _try(team: TrialTeam, config: RunConfig, report: TrialReport, max_steps: int
     answers: list[Step] = []
     seconds: list[float] = []
     observation, ended = first, False
-    while report.steps < max_steps and sum(seconds) < max_seconds and not report.errors:
+    begun = time.perf_counter()
+    while report.steps < max_steps and not report.errors:
+        allowed = max_seconds * (_PATIENCE if report.steps < MIN_STEPS else 1.0)
+        if time.perf_counter() - begun >= allowed:
+            break
         if ended:
             report.doing = f"the reset after step {report.steps:,}"
             observation, ended = team.reset(None), False
@@ -181,7 +190,7 @@ def _try(team: TrialTeam, config: RunConfig, report: TrialReport, max_steps: int
     report.seconds_per_step = float(np.mean(rest)) if rest else None
     _look_at_speed(team, config, report)
     _look_at_ends(team, report, max_steps)
-    _look_at_repetition(team, first, actions, answers, report)
+    _look_at_repetition(team, first, list(zip(actions, answers, strict=True)), report, max_seconds)
     _look_at_state(team, report)
 
 
@@ -209,11 +218,10 @@ def _look_at_step(team: TrialTeam, step: Step, report: TrialReport) -> None:
 
 def _look_at_speed(team: TrialTeam, config: RunConfig, report: TrialReport) -> None:
     per_step = report.seconds_per_step
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if per_step is None or per_step < SLOW_STEP or team.vectorised or config.n_workers is not None:
         return
     hours = per_step * config.total_timesteps / 3600
-    workers = min(cores, config.n_envs)
+    workers = min(int(usable_cores()), config.n_envs)
     report.add(
         "note",
         "quick steps",
@@ -235,8 +243,13 @@ def _look_at_ends(team: TrialTeam, report: TrialReport, max_steps: int) -> None:
     )
 
 
-def _look_at_repetition(team: TrialTeam, first: Any, actions: list[Any], answers: list[Step], report: TrialReport) -> None:
-    """Whether the same seed and the same actions bring the same episode again."""
+def _look_at_repetition(
+    team: TrialTeam, first: Any, played: list[tuple[Any, Step]], report: TrialReport, max_seconds: float
+) -> None:
+    """Whether the same seed and the same actions bring the same episode again.
+
+    :param played: actions from the first reset on, and what the game answered
+    """
     report.doing = "a second reset with the same seed, or a step after it,"
     if not data_equivalence(first, team.reset(_SEED)):
         report.add(
@@ -246,7 +259,10 @@ def _look_at_repetition(team: TrialTeam, first: Any, actions: list[Any], answers
             "Draw everything random from a generator that reset(seed=...) seeds.",
         )
         return
-    for number, (action, before) in enumerate(zip(actions, answers, strict=True), 1):
+    begun = time.perf_counter()
+    for number, (action, before) in enumerate(played, 1):
+        if time.perf_counter() - begun >= max_seconds:
+            return
         again = team.step(action)
         if not (data_equivalence(before[:4], again[:4])):
             report.add(
