@@ -200,3 +200,15 @@ def test_a_broken_game_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> 
     out, err = capsys.readouterr()
     assert json.loads(out) == {"exit_code": 4, "error": "an environment raised RuntimeError: the game broke"}
     assert "Error: an environment raised RuntimeError: the game broke" in err
+
+
+def test_json_is_all_even_if_workers_print(in_tmp: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--env", "cli_games:talkative", "--episodes", "4", "--n-workers", "2"]
+    train("--env", "cli_games:talkative", "--total-timesteps", "48", "--eval-freq", "0", "--run-dir", "talkative")
+    capfd.readouterr()
+    assert hmasd("eval", "talkative", *arguments, "--json") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["episodes"] == 4
+    assert err.count("a game of many words") >= 4
+    print("standard output is itself again")
+    assert capfd.readouterr().out == "standard output is itself again\n"

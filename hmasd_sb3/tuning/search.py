@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -62,7 +61,6 @@ class TuneOptions:
     study: str | None = None
     storage: str | None = None
     out: Path | None = None
-    as_json: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,11 @@ class _Command:
     first_trials: dict[str, dict[str, Any]]
 
 
-def tune(options: TuneOptions, stop: StopRequest) -> int:
+def tune(options: TuneOptions, stop: StopRequest) -> tuple[int, dict[str, Any]]:
     """Search until the study has as many trials as are wanted.
 
     :param stop: listens for signals
-    :return: the exit code
+    :return: the exit code, and the study as plain values
     :raises InputError: if the command is wrong; nothing was started then
     """
     command = _read(options)
@@ -92,14 +90,14 @@ def tune(options: TuneOptions, stop: StopRequest) -> int:
     try:
         shared.put_away_dead()
         how = "New study" if is_new else "Going on with the study"
-        _say(options, f"{how} {command.study!r} in {place.shown}: {shared.n_finished()} of {options.trials} trials are done.")
+        _say(f"{how} {command.study!r} in {place.shown}: {shared.n_finished()} of {options.trials} trials are done.")
         code = DONE
         if shared.n_finished() < options.trials:
             with stop.deferred():
                 code = _supervise(shared, command, stop)
             shared.put_away_dead()
         _conclude(shared, command, code)
-        return code
+        return code, summary(shared)
     finally:
         place.leases.close()
 
@@ -242,15 +240,15 @@ def _supervise(shared: SharedStudy, command: _Command, stop: StopRequest) -> int
             if stop.requested and not told:
                 told = True
                 assert stop.number is not None
-                _say(options, "Stopping: trials that are at work go back into the queue. Once more to stop at once.")
+                _say("Stopping: trials that are at work go back into the queue. Once more to stop at once.")
                 pool.stop(SIGNAL_BASE + stop.number)
             ended = [trial for trial in shared.trials() if trial.state.is_finished() and trial.number not in known]
             known |= {trial.number for trial in ended}
             done = shared.n_finished()
             for trial in ended:
-                _say(options, _line(trial, shared, done, options.trials, (time.time() - started) / max(done - done_before, 1)))
+                _say(_line(trial, shared, done, options.trials, (time.time() - started) / max(done - done_before, 1)))
             for line in pool.look(progress=bool(ended)):
-                _say(options, line)
+                _say(line)
                 shared.put_away_dead()
     code = DONE if pool.code is None else pool.code
     return SIGNAL_BASE + stop.number if stop.number is not None and shared.n_finished() < options.trials else code
@@ -276,26 +274,22 @@ def _line(trial: FrozenTrial, shared: SharedStudy, done: int, wanted: int, secon
 
 
 def _conclude(shared: SharedStudy, command: _Command, code: int) -> None:
-    options = command.options
     if code in (FAILED, BROKE_DOWN) and counts(shared).get(CRASHED):
-        _say(options, f"Stopped. {describe_failure(shared)}")
+        _say(f"Stopped. {describe_failure(shared)}")
     ends = ", ".join(f"{number} {state}" for state, number in sorted(counts(shared).items()))
-    _say(options, f"Trials: {ends or 'none'}.")
+    _say(f"Trials: {ends or 'none'}.")
     files = write_files(shared, command.out)
     try:
         files += plot_study(shared.study, command.out)
     except ImportError as error:
-        _say(options, f"No pictures: {error}")
+        _say(f"No pictures: {error}")
     for line in table(shared):
-        _say(options, line)
-    _say(options, f"Written: {', '.join(str(path) for path in files)}")
+        _say(line)
+    _say(f"Written: {', '.join(str(path) for path in files)}")
     if best_trial(shared) is not None:
         arguments = ["hmasd", "train", "--config", str(command.out / "best.yml"), "--env", command.spec.env]
-        _say(options, f"To train with the best:\n\n    {shlex.join(arguments)}\n")
-    if options.as_json:
-        print(json.dumps({"exit_code": code, **summary(shared)}), flush=True)
+        _say(f"To train with the best:\n\n    {shlex.join(arguments)}\n")
 
 
-def _say(options: TuneOptions, text: str) -> None:
-    if not options.as_json:
-        print(text, flush=True)
+def _say(text: str) -> None:
+    print(text, flush=True)
