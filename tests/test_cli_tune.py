@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,6 +202,12 @@ class TestWrongInput:
             assert message in err
             assert not list(in_tmp.iterdir())
 
+    def test_a_folder_for_the_files_that_cannot_be_written_to(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (in_tmp / "file").touch()
+        assert hmasd("tune", *quick_options(ALICE, "--storage=s.journal", STUDY), "--out=file/x") == 2
+        assert capsys.readouterr().err.startswith("Error: --out file/x: cannot be written to: ")
+        assert Looking("s.journal").states() == ["waiting"]  # the defaults
+
     def test_another_study_under_the_same_name(self, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = ["tune", *quick_options(ALICE, "--storage=s.journal", "--timeout=0")]
         assert hmasd(*arguments) == 0
@@ -241,6 +248,16 @@ def test_json_with_games_that_print_and_wrong_input(capfd: pytest.CaptureFixture
     assert hmasd("tune", *quick_options(ALICE), "--sampler=best", "--json") == 2
     found = json.loads(capfd.readouterr().out)
     assert found == {"exit_code": 2, "error": "--sampler best: must be one of tpe, random."}
+
+
+def test_what_was_not_asked_for_is_said(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hmasd("tune", *quick_options(ALICE, "--timeout=0", STUDY)) == 0
+    assert re.search(
+        r"Settings for AliceAndBob-v0 are those of .*hmasd\.yml, where nothing else is said\.", capsys.readouterr().out
+    )
+    (in_tmp / "one.yml").write_text("cli_games:SlowTeam:\n  gamma: 0.9\n")
+    assert hmasd("tune", *quick_options("--config=one.yml", "--timeout=0", "--metric=return", "--out=other")) == 0
+    assert "one.yml has settings for cli_games:SlowTeam alone, so that is the environment." in capsys.readouterr().out
 
 
 def test_the_budget_may_be_written_as_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:

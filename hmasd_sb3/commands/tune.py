@@ -47,7 +47,7 @@ def tune(
         typer.Option(
             parser=whole_number(1),
             metavar="N",
-            help="Environment steps per trial and seed, such as 1e5.  [default: the file's, or 100000]",
+            help="Environment steps per trial and seed, such as 1e5.  [default: that of --config, or 100000]",
         ),
     ] = None,
     n_envs: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,8 @@ class _Command:
     storage: str
     out: Path
     first_trials: dict[str, dict[str, Any]]
+    note: str
+    """Lines about what was taken without being asked for."""
 
 
 def tune(options: TuneOptions, stop: StopRequest) -> tuple[int, dict[str, Any]]:
@@ -88,7 +91,10 @@ def tune(options: TuneOptions, stop: StopRequest) -> tuple[int, dict[str, Any]]:
     _quieten_optuna()
     shared, is_new = open_study(place, command.study, command.spec, command.first_trials)
     try:
+        _make_folder(command.out)
         shared.put_away_dead()
+        if command.note:
+            _say(command.note)
         how = "New study" if is_new else "Going on with the study"
         _say(f"{how} {command.study!r} in {place.shown}: {shared.n_finished()} of {options.trials} trials are done.")
         code = DONE
@@ -178,7 +184,18 @@ def _read(options: TuneOptions) -> _Command:
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
         raise InputError(" ".join(str(error).split())) from error
     study = options.study or f"hmasd-{name}"
-    return _Command(options, spec, config.n_workers, study, options.storage or str(out / "study.journal"), out, first_trials)
+    storage = options.storage or str(out / "study.journal")
+    return _Command(options, spec, config.n_workers, study, storage, out, first_trials, request.note)
+
+
+def _make_folder(out: Path) -> None:
+    """What is written at the end should not be found impossible then."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written to: {error.strerror}.") from error
 
 
 def _divide(
