@@ -210,7 +210,15 @@ class TestCommand:
         assert "Warning: one end per episode: " in out
         assert "Note: state for exact resume: " in out
         assert hmasd("check", "--env", "odd_games:OddTeam", "--set", "env_kwargs={odd: raise}") == 1
-        assert "Error: no exceptions: step 5 raised RuntimeError" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "Error: no exceptions: step 5 raised RuntimeError: the game broke. Mend the game (" in out
+        assert re.search(r"odd_games\.py, line \d+\)\.\n", out)
+
+    def test_a_game_that_breaks_as_it_is_made(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert hmasd("check", "--env", "odd_games:broken") == 1
+        out, err = capsys.readouterr()
+        assert "Error: no exceptions: making the game raised RuntimeError: no licence. Mend the game (" in out
+        assert err == ""
 
     def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert hmasd("check", "--env", "odd_games:OddTeam", "--set", "env_kwargs={odd: nan}", "--json") == 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -36,6 +37,9 @@ SLOW_STEP = 1e-3
 _SEED = 2**20 + 7
 """Of the trial alone: far from the seeds that people choose."""
 
+REFUSALS = (ValueError, TypeError, ImportError, FileNotFoundError)
+"""What is raised where there is no such game, or it does not want its arguments."""
+MAKING = "making the game"
 SAID = "no warnings from the game or a library"
 MAX_SAID = 5
 _OF_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ResourceWarning)
@@ -68,7 +72,7 @@ class TrialReport:
     seconds_per_step: float | None = None
     """Of one environment in this process, without the first steps; None if there were too few."""
     findings: list[Finding] = field(default_factory=list)
-    doing: str = "the first reset"
+    doing: str = MAKING
     """What the game was asked for last."""
 
     def add(self, level: Level, convention: str, what: str, remedy: str) -> None:
@@ -107,21 +111,22 @@ def try_environment(config: RunConfig, max_steps: int = MAX_STEPS, max_seconds: 
     :param max_steps: how many steps are taken at most
     :param max_seconds: how long is played, but for the first :data:`MIN_STEPS` steps, which may take five times as long;
         making the game and its first reset are not counted
-    :raises ValueError: if there is no such game, or it is no team
+    :raises ValueError: if there is no such game, or it is no team; or another of :data:`REFUSALS`
     """
     report = TrialReport(config.env)
     with _generators_left_alone(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        team = TrialTeam(config.env, config.env_kwargs)
         try:
-            _try(team, config, report, max_steps, max_seconds)
+            with closing(TrialTeam(config.env, config.env_kwargs)) as team:
+                report.doing = "the first reset"
+                _try(team, config, report, max_steps, max_seconds)
         except Exception as error:
-            if not raised_by_environment(error):
+            refused = report.doing == MAKING and isinstance(error, REFUSALS)
+            if refused or not raised_by_environment(error):
                 raise
-            what = f"{report.doing} raised {type(error).__name__}: {str(error).rstrip('.')}."
-            report.add("error", "no exceptions", what, "Mend the game.")
-        finally:
-            team.close()
+            what = f"{report.doing} raised {type(error).__name__}: {_plain(str(error)).rstrip('.')}."
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            report.add("error", "no exceptions", what, f"Mend the game ({place.filename}, line {place.lineno}).")
     texts = dict.fromkeys(_plain(str(one.message)) for one in said if not issubclass(one.category, _OF_DEVELOPERS))
     report.findings += [Finding("warning", SAID, text, "") for text in list(texts)[:MAX_SAID]]
     return report
@@ -136,7 +141,7 @@ def check_before_training(config: RunConfig) -> None:
         return
     try:
         report = try_environment(config)
-    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+    except REFUSALS as error:
         print(f"Note: {config.env} was not tried out, as no further copy can be made: {_plain(str(error))}", flush=True)
         return
     for finding in report.findings:
