@@ -53,3 +53,31 @@ class SlowTeam(RandomTeam):
 
 def refusing() -> RandomTeam:
     raise ValueError("this game\ncannot be made")
+
+
+def talkative() -> RandomTeam:
+    """Greets, also by way of a process of its own, as programs of C do."""
+    print("a game of many words", flush=True)
+    os.system("echo a game of many words")
+    return RandomTeam()
+
+
+class SlowToBegin(RandomTeam):
+    """A team of noise that takes its time at its first step, as what is compiled does, or at resets.
+
+    :param first: seconds of the first step
+    :param reset: seconds of every reset
+    """
+
+    def __init__(self, first: float = 0.0, reset: float = 0.0) -> None:
+        super().__init__()
+        self.first, self.wait = first, reset
+
+    def reset(self, **kwargs: Any) -> Any:
+        time.sleep(self.wait)
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self.first)
+        self.first = 0.0
+        return super().step(action)

@@ -96,3 +96,7 @@ def not_a_team() -> Any:
     import gymnasium as gym
 
     return gym.make("CartPole-v1")
+
+
+def broken() -> OddTeam:
+    raise RuntimeError("no licence")

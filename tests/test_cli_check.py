@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from commands import SMALL, assert_same_metrics, files_below, hmasd, same_parame
 from odd_games import OddTeam
 
 from hmasd_sb3.running.config import RunConfig
-from hmasd_sb3.running.env_check import TrialReport, try_environment
+from hmasd_sb3.running.env_check import MIN_STEPS, TrialReport, try_environment
+from hmasd_sb3.running.trial_team import TrialTeam
 
 CHECKED = [*(argument for argument in SMALL if argument != "--no-check"), "--eval-freq", "0"]
 
@@ -113,6 +116,34 @@ def test_play_ends_in_time() -> None:
     assert 5 <= report.steps <= 40
 
 
+def test_a_slow_beginning_still_leaves_some_steps() -> None:
+    slow = RunConfig(env="cli_games:SlowToBegin", env_kwargs={"first": 0.15})
+    report = try_environment(slow, 10_000, 0.1)
+    assert report.steps >= MIN_STEPS
+    assert report.seconds_per_step is not None
+    assert report.seconds_per_step < 0.1
+    # But not if all of them are like that.
+    report = try_environment(RunConfig(env="odd_games:OddTeam", env_kwargs={"odd": "slow", "at": 0}), 10_000, 0.003)
+    assert 1 <= report.steps <= 6
+
+
+def test_slow_resets_count_too() -> None:
+    started = time.monotonic()
+    report = try_environment(RunConfig(env="cli_games:SlowToBegin", env_kwargs={"reset": 0.05}), 1000, 0.3)
+    assert MIN_STEPS <= report.steps < 200
+    assert time.monotonic() - started < 3.0
+
+
+def test_steps_taken_once_more_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    step = TrialTeam.step
+    monkeypatch.setattr(TrialTeam, "step", lambda self, action: (calls.append(action), step(self, action))[1])
+    endless = {"p_terminate": 0.0, "p_truncate": 0.0}
+    report = try_environment(RunConfig(env="cli_games:SlowTeam", env_kwargs=endless), 50, 0.02)
+    assert report.steps == MIN_STEPS
+    assert 1 <= len(calls) - report.steps <= 10
+
+
 def test_a_short_look_that_saw_no_end_only_notes_it() -> None:
     report = try_environment(RunConfig(env="odd_games:OddTeam", env_kwargs={"odd": "endless"}), 10**6, 0.02)
     assert {one.level for one in report.findings if one.convention == "episodes end"} == {"note"}
@@ -179,7 +210,15 @@ class TestCommand:
         assert "Warning: one end per episode: " in out
         assert "Note: state for exact resume: " in out
         assert hmasd("check", "--env", "odd_games:OddTeam", "--set", "env_kwargs={odd: raise}") == 1
-        assert "Error: no exceptions: step 5 raised RuntimeError" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "Error: no exceptions: step 5 raised RuntimeError: the game broke. Mend the game (" in out
+        assert re.search(r"odd_games\.py, line \d+\)\.\n", out)
+
+    def test_a_game_that_breaks_as_it_is_made(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert hmasd("check", "--env", "odd_games:broken") == 1
+        out, err = capsys.readouterr()
+        assert "Error: no exceptions: making the game raised RuntimeError: no licence. Mend the game (" in out
+        assert err == ""
 
     def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert hmasd("check", "--env", "odd_games:OddTeam", "--set", "env_kwargs={odd: nan}", "--json") == 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from commands import hmasd
 
-from hmasd_sb3.running import diagnosis, requirements
+from hmasd_sb3.running import cores, diagnosis, requirements
 from hmasd_sb3.running.diagnosis import Fact, diagnose
 from hmasd_sb3.running.requirements import Requirements, read_requirements, states_of
 
@@ -142,16 +142,16 @@ def test_versions_that_go_together_badly(
 
 
 def test_cores_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    for text, cores in (("max 100000", None), ("150000 100000", 1.5)):
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for text, wanted in (("max 100000", None), ("150000 100000", 1.5)):
         (tmp_path / "cpu.max").write_text(text)
-        assert diagnosis._quota_v2(tmp_path / "cpu.max") == cores
-    for text, cores in (("-1", None), ("50000", 0.5)):
+        assert cores._quota_v2(tmp_path / "cpu.max") == wanted
+    for text, wanted in (("-1", None), ("50000", 0.5)):
         (tmp_path / "cpu.cfs_quota_us").write_text(text)
         (tmp_path / "cpu.cfs_period_us").write_text("100000")
-        assert diagnosis._quota_v1(tmp_path / "cpu.cfs_quota_us") == cores
-    monkeypatch.setattr(diagnosis, "_quota_v2", lambda _: 2.5)
-    assert diagnosis.usable_cores() == 2.5
+        assert cores._quota_v1(tmp_path / "cpu.cfs_quota_us") == wanted
+    monkeypatch.setattr(cores, "_quota_v2", lambda _: 2.5)
+    assert cores.usable_cores() == 2.5
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from PIL import Image
 
 from hmasd_sb3 import HMASD, make_team_vec_env
 from hmasd_sb3.monitoring import evaluate_skills
+from hmasd_sb3.monitoring.plots import bootstrap_mean
+from hmasd_sb3.running import evaluating
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +203,56 @@ def test_a_broken_game_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> 
     out, err = capsys.readouterr()
     assert json.loads(out) == {"exit_code": 4, "error": "an environment raised RuntimeError: the game broke"}
     assert "Error: an environment raised RuntimeError: the game broke" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plain", "--gif", "config.json/e.gif"], "--gif config.json/e.gif: cannot be written: "),
+        (["plain", "--plot", "folder"], "--plot folder: is a folder, not a file."),
+        (["odd", "--gif", "e.gif"], "--gif: "),
+    ],
+)
+def test_what_cannot_be_written_or_shown_costs_no_play(
+    in_tmp: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train("--env", "teams:RandomTeam", "--total-timesteps", "48", "--eval-freq", "0", "--run-dir", "odd")
+    Path("config.json").touch()
+    Path("folder").mkdir()
+    before = files_below(in_tmp)
+    capsys.readouterr()
+    monkeypatch.setattr(evaluating, "evaluate_skills", lambda *_, **__: pytest.fail("it was played"))
+    assert hmasd("eval", *arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"Error: {message}")
+    assert err.count("\n") == 1
+    assert files_below(in_tmp) == before
+
+
+def test_the_interval_of_many_episodes_needs_little_memory() -> None:
+    returns = np.arange(3000.0) % 7
+    tracemalloc.start()
+    low, high = bootstrap_mean(np.stack([returns, 2 * returns]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+    picks = np.random.default_rng(0).integers(3000, size=(2000, 3000))
+    wanted = np.quantile(returns[picks].mean(axis=1), (0.025, 0.975))
+    np.testing.assert_array_equal([low[0], high[0]], wanted)
+    np.testing.assert_allclose([low[1], high[1]], 2 * wanted)
+
+
+def test_json_is_all_even_if_workers_print(in_tmp: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--env", "cli_games:talkative", "--episodes", "4", "--n-workers", "2"]
+    train("--env", "cli_games:talkative", "--total-timesteps", "48", "--eval-freq", "0", "--run-dir", "talkative")
+    capfd.readouterr()
+    assert hmasd("eval", "talkative", *arguments, "--json") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["episodes"] == 4
+    assert err.count("a game of many words") >= 4
+    print("standard output is itself again")
+    assert capfd.readouterr().out == "standard output is itself again\n"

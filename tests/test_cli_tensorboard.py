@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ WITH_SERVER = [*(argument for argument in SMALL if argument != "--no-tensorboard
 ADDRESS = re.compile(r"TensorBoard is at (http://localhost:\d+/) until the run ends\.")
 STAND_IN = tensorboard_server._PROGRAM.partition("from tensorboard")[0] + (
     "import http.server, sys\n"
-    "port = next(int(text.split('=')[1]) for text in sys.argv if text.startswith('--port='))\n"
-    "http.server.HTTPServer(('localhost', port), http.server.SimpleHTTPRequestHandler).serve_forever()\n"
+    "port = next((int(text.split('=')[1]) for text in sys.argv if text.startswith('--port=')), 0)\n"
+    "server = http.server.HTTPServer(('localhost', port), http.server.SimpleHTTPRequestHandler)\n"
+    "print(f'TensorBoard 0 at http://localhost:{server.server_port}/ (Press CTRL+C to quit)', file=sys.stderr, flush=True)\n"
+    "server.serve_forever()\n"
 )
 """A server that starts in no time, ended in the same way."""
 
@@ -82,17 +86,20 @@ class TestServer:
             raise KeyboardInterrupt
         assert not answers(server.address)
 
-    def test_takes_another_port_if_the_usual_one_is_taken(
-        self, in_tmp: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_several_that_begin_at_once_get_a_port_each(self, in_tmp: Path) -> None:
+        """The real ones."""
+        servers = [TensorBoardServer(in_tmp / str(number)) for number in range(2)]
+        with ExitStack() as stack, ThreadPoolExecutor() as threads:
+            for one in threads.map(TensorBoardServer.__enter__, servers):
+                stack.callback(one.stop)
+            assert servers[0].port != servers[1].port
+            assert all(one._process is not None and one._process.poll() is None for one in servers)
+            assert all(answers(one.address) for one in servers)
+
+    def test_a_port_that_is_taken_is_refused(self, in_tmp: Path, stand_in: None) -> None:
         holder, port = taken_port()
-        with holder:
-            monkeypatch.setattr(tensorboard_server, "USUAL_PORTS", range(port, port + 1))
-            with TensorBoardServer(in_tmp) as server:
-                assert server.port != port
-                assert answers(server.address)
-            with pytest.raises(InputError, match=f"--tensorboard-port {port}: is in use"):
-                TensorBoardServer(in_tmp, port)
+        with holder, pytest.raises(InputError, match=f"--tensorboard-port {port}: is in use"):
+            TensorBoardServer(in_tmp, port)
         with TensorBoardServer(in_tmp, port) as server:
             assert server.address == f"http://localhost:{port}/"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,6 +204,12 @@ class TestWrongInput:
             assert message in err
             assert not list(in_tmp.iterdir())
 
+    def test_a_folder_for_the_files_that_cannot_be_written_to(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (in_tmp / "file").touch()
+        assert hmasd("tune", *quick_options(ALICE, "--storage=s.journal", STUDY), "--out=file/x") == 2
+        assert capsys.readouterr().err.startswith("Error: --out file/x: cannot be written to: ")
+        assert Looking("s.journal").states() == ["waiting"]  # the defaults
+
     def test_another_study_under_the_same_name(self, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = ["tune", *quick_options(ALICE, "--storage=s.journal", "--timeout=0")]
         assert hmasd(*arguments) == 0
@@ -219,7 +226,8 @@ def test_a_file_of_the_package_says_where_to_begin_and_what_is_not_searched() ->
 def test_json_is_all_that_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert hmasd("tune", *quick_options(ALICE), "--trials=2", "--json", "--enqueue-paper=alice_and_bob", STUDY) == 0
     out, err = capfd.readouterr()
-    assert err == ""
+    assert "New study 's'" in err
+    assert "2 of 2" in err
     found: dict[str, Any] = json.loads(out)
     assert (found["exit_code"], found["study"], found["trials"]) == (0, "s", {"complete": 2})
     looking = Looking("runs/tune-AliceAndBob-v0/study.journal")
@@ -229,3 +237,32 @@ def test_json_is_all_that_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     # Settings of the command go before those of the paper.
     assert (paper["n_steps"], paper["n_epochs"]) == (12, 1)
     assert paper["batch_size"] == 48
+
+
+def test_json_with_games_that_print_and_wrong_input(capfd: pytest.CaptureFixture[str]) -> None:
+    game = ["--env=cli_games:talkative", "--metric=return"]
+    assert hmasd("tune", *quick_options(*game), "--trials=1", "--json", STUDY) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["trials"] == {"complete": 1}
+    assert err.count("a game of many words") > 1  # here, and in the worker
+    assert hmasd("tune", *quick_options(ALICE), "--total-timesteps=1.5", "--json") == 2
+    assert capfd.readouterr().out == ""
+    assert hmasd("tune", *quick_options(ALICE), "--sampler=best", "--json") == 2
+    found = json.loads(capfd.readouterr().out)
+    assert found == {"exit_code": 2, "error": "--sampler best: must be one of tpe, random."}
+
+
+def test_what_was_not_asked_for_is_said(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hmasd("tune", *quick_options(ALICE, "--timeout=0", STUDY)) == 0
+    assert re.search(
+        r"Settings for AliceAndBob-v0 are those of .*hmasd\.yml, where nothing else is said\.", capsys.readouterr().out
+    )
+    (in_tmp / "one.yml").write_text("cli_games:SlowTeam:\n  gamma: 0.9\n")
+    assert hmasd("tune", *quick_options("--config=one.yml", "--timeout=0", "--metric=return", "--out=other")) == 0
+    assert "one.yml has settings for cli_games:SlowTeam alone, so that is the environment." in capsys.readouterr().out
+
+
+def test_the_budget_may_be_written_as_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*quick_options(ALICE, "--timeout=0", STUDY), "--total-timesteps=1e2", "--json"]
+    assert hmasd("tune", *arguments) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["total_timesteps"] == 100

@@ -44,7 +44,7 @@ def check(
 
 def _check(options: TrainOptions, steps: int, seconds: float) -> Outcome:
     from hmasd_sb3.running.config import read_request
-    from hmasd_sb3.running.env_check import try_environment
+    from hmasd_sb3.running.env_check import REFUSALS, try_environment
     from hmasd_sb3.running.errors import InputError
 
     request = read_request(options)
@@ -52,7 +52,7 @@ def _check(options: TrainOptions, steps: int, seconds: float) -> Outcome:
         print(request.note, flush=True)
     try:
         report = try_environment(request.config, steps, seconds)
-    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+    except REFUSALS as error:
         raise InputError(" ".join(str(error).split())) from error
     print(f"Played {report.summary()}.")
     for finding in report.findings:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import typer
@@ -15,6 +16,7 @@ from hmasd_sb3.running.errors import BROKE_DOWN, FAILED, NON_FINITE, SIGNAL_BASE
 from hmasd_sb3.running.files import as_json
 
 _SIGINT = 2
+_STDOUT, _STDERR = 1, 2
 
 
 class Outcome(NamedTuple):
@@ -34,13 +36,25 @@ def end(work: Callable[[], Outcome], *, json_wanted: bool = False, verbose: bool
     :param verbose: print tracebacks of wrong input too
     :return: to be raised
     """
-    stdout = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr) if json_wanted else contextlib.nullcontext():
+    with _everything_to_stderr() if json_wanted else contextlib.nullcontext():
         outcome = _carry_out(work, verbose)
     if json_wanted:
         answer = {"exit_code": outcome.code, **outcome.answer}
-        print(json.dumps(as_json(answer), allow_nan=False), file=stdout, flush=True)
+        print(json.dumps(as_json(answer), allow_nan=False), flush=True)
     return typer.Exit(outcome.code)
+
+
+@contextlib.contextmanager
+def _everything_to_stderr() -> Iterator[None]:
+    """Also what libraries of C and other processes write, such as workers in which a game greets when it is imported."""
+    with contextlib.redirect_stdout(sys.stderr):
+        kept = os.dup(_STDOUT)
+        os.dup2(_STDERR, _STDOUT)
+        try:
+            yield
+        finally:
+            os.dup2(kept, _STDOUT)
+            os.close(kept)
 
 
 def _carry_out(work: Callable[[], Outcome], verbose: bool) -> Outcome:

@@ -35,10 +35,14 @@ def train(
     total_timesteps: Annotated[
         int | None,
         typer.Option(
-            parser=whole_number(1), metavar="N", help="Environment steps to train for, such as 1e6.  [default: 320000]"
+            parser=whole_number(1),
+            metavar="N",
+            help="Environment steps to train for, such as 1e6.  [default: the file's, or 320000]",
         ),
     ] = None,
-    n_envs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Environments side by side.  [default: 32]")] = None,
+    n_envs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Environments side by side.  [default: the file's, or 32]")
+    ] = None,
     n_workers: Annotated[
         int | None,
         typer.Option(
@@ -48,7 +52,11 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of everything random.  [default: 0]")] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.yml", help="Settings in RL Zoo's format; options given here go before those in it."),
+        typer.Option(
+            metavar="FILE.yml",
+            help="Settings in RL Zoo's format; options given here go before those in it.  [default: this package's own file, "
+            "if that has an entry for the environment]",
+        ),
     ] = None,
     from_run: Annotated[
         Path | None,
@@ -111,7 +119,7 @@ def train(
         typer.Option(min=1, max=65535, metavar="PORT", help="Where the server listens.  [default: 6006, or one that is free]"),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Try the environment out before a new run, for two seconds at most.")
+        bool, typer.Option("--check/--no-check", help="Try the environment out before a new run, for some two seconds.")
     ] = True,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object about the run at its end; all else goes to standard error.")

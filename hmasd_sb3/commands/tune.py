@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hmasd_sb3.commands.ends import fail, report
-from hmasd_sb3.running.errors import SIGNAL_BASE, WRONG_INPUT, InputError
+from hmasd_sb3.commands.ends import Outcome, end
+from hmasd_sb3.commands.numbers import whole_number
+from hmasd_sb3.running.errors import SIGNAL_BASE
 
 EXIT_CODES = """\b
 Exit codes:
@@ -43,9 +43,16 @@ def tune(
         ),
     ] = None,
     total_timesteps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Environment steps per trial and seed.  [default: 100000]")
+        int | None,
+        typer.Option(
+            parser=whole_number(1),
+            metavar="N",
+            help="Environment steps per trial and seed, such as 1e5.  [default: that of --config, or 100000]",
+        ),
     ] = None,
-    n_envs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Environments side by side.  [default: 32]")] = None,
+    n_envs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Environments side by side.  [default: the file's, or 32]")
+    ] = None,
     n_workers: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Processes to spread the environments of one training over.  [default: none]"),
@@ -105,7 +112,9 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for best.yml, tables, pictures.  [default: runs/tune-<env>]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, and nothing else.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end; all else goes to standard error.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print tracebacks of refused input.")] = False,
     worker: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -114,32 +123,26 @@ def tune(
     The same command, given again, goes on with the study; given in several places at once, all work on it.
     """
     given = {**locals(), "assignments": assignments or [], "search": search or []}
-    raise typer.Exit(_tune(given, given.pop("worker"), given.pop("verbose")))
+    own = {name: given.pop(name) for name in ("worker", "json", "verbose")}
+    raise end(lambda: _tune(given, own["worker"]), json_wanted=own["json"], verbose=own["verbose"])
 
 
-def _tune(given: dict[str, object], worker: str | None, verbose: bool) -> int:
+def _tune(given: dict[str, Any], worker: str | None) -> Outcome:
     import torch as th
 
     from hmasd_sb3.monitoring.stopping import StopRequest
     from hmasd_sb3.supervisor import end_with_supervisor
 
     th.set_num_threads(1)
-    try:
-        with StopRequest() as stop:
-            try:
-                from hmasd_sb3.tuning.search import TuneOptions, run_worker, tune
+    with StopRequest() as stop:
+        try:
+            from hmasd_sb3.tuning.search import TuneOptions, run_worker, tune
 
-                if worker is not None:
-                    end_with_supervisor()
-                    return run_worker(worker, stop)
-                return tune(TuneOptions(**given), stop)  # type: ignore[arg-type]
-            except KeyboardInterrupt:
-                if worker is None:
-                    print("Stopped at once.", file=sys.stderr, flush=True)
-                return SIGNAL_BASE + (stop.number or 2)
-    except InputError as error:
-        if verbose:
-            traceback.print_exc()
-        return fail(WRONG_INPUT, str(error))
-    except Exception as error:
-        return report(error)
+            if worker is not None:
+                end_with_supervisor()
+                return Outcome(run_worker(worker, stop), {})
+            return Outcome(*tune(TuneOptions(**given), stop))
+        except KeyboardInterrupt:
+            if worker is None:
+                print("Stopped at once.", file=sys.stderr, flush=True)
+            return Outcome(SIGNAL_BASE + (stop.number or 2), {"error": "stopped at once by a signal"})

@@ -15,6 +15,8 @@ SUCCESS_TARGET = 0.95
 _LINE_COLOUR = "#0072b2"
 _TARGET_COLOUR = "#707070"
 _N_BOOTSTRAP = 2000
+_MOST_PICKS = 1_000_000
+"""Drawn at once: of many episodes all of them together would not fit into memory."""
 
 
 class _Curve(NamedTuple):
@@ -101,9 +103,15 @@ def bootstrap_mean(results: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.flo
     # A fixed seed, so that the same file always gives the same picture.
     rng = np.random.default_rng(0)
     n_episodes = results.shape[1]
-    picks = rng.integers(n_episodes, size=(_N_BOOTSTRAP, n_episodes))
-    ends = np.array([np.quantile(row[picks].mean(axis=1), (0.025, 0.975)) for row in results])
-    return ends[:, 0], ends[:, 1]
+    means = np.empty((len(results), _N_BOOTSTRAP))
+    at_once = max(1, _MOST_PICKS // n_episodes)
+    for first in range(0, _N_BOOTSTRAP, at_once):
+        part = slice(first, min(first + at_once, _N_BOOTSTRAP))
+        picks = rng.integers(n_episodes, size=(part.stop - first, n_episodes))
+        for row, into in zip(results, means, strict=True):
+            into[part] = row[picks].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975), axis=1)
+    return low, high
 
 
 def _draw(axes: Any, curve: _Curve, title: str | None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import hmasd_sb3
+from hmasd_sb3.running.cores import usable_cores
 from hmasd_sb3.running.folder import RUNS, git_commit
 from hmasd_sb3.running.requirements import Requirements, read_requirements, states_of
 from hmasd_sb3.running.versions import installed_version
@@ -120,29 +121,6 @@ def _computing() -> list[Fact]:
     else:
         facts.append(Fact("devices", "ok", "the processor alone, torch sees no CUDA device"))
     return facts
-
-
-def usable_cores() -> float:
-    """Cores that this process may use, by affinity and by the limits of a container."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    for path, read in ((Path("/sys/fs/cgroup/cpu.max"), _quota_v2), (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _quota_v1)):
-        try:
-            quota = read(path)
-        except (OSError, ValueError):  # no container, or none that tells
-            continue
-        if quota is not None:
-            cores = min(cores, quota)
-    return cores
-
-
-def _quota_v2(path: Path) -> float | None:
-    limit, period = path.read_text(encoding="utf-8").split()
-    return None if limit == "max" else int(limit) / int(period)
-
-
-def _quota_v1(path: Path) -> float | None:
-    limit = int(path.read_text(encoding="utf-8"))
-    return None if limit < 0 else limit / int(path.with_name("cpu.cfs_period_us").read_text(encoding="utf-8"))
 
 
 def _extras(requirements: Requirements | None) -> list[Fact]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from hmasd_sb3.envs import JAXMARL_IDS
 from hmasd_sb3.running.blame import raised_by_environment
 from hmasd_sb3.running.config import RunConfig
+from hmasd_sb3.running.cores import usable_cores
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.trial_team import Step, TrialTeam, random_action
 from hmasd_sb3.running.trial_views import observation_faults
@@ -25,6 +26,10 @@ from hmasd_sb3.saving.generators import global_generators_state, restore_global_
 
 MAX_STEPS = 1000
 MAX_SECONDS = 2.0
+MIN_STEPS = 20
+"""So many are taken even if the time is up, as the first one may be compiled; unless they are extremely slow."""
+_PATIENCE = 5.0
+"""How many times the time that was allowed they may take."""
 REPLAYED_STEPS = 50
 """So many steps are taken a second time, from the same seed."""
 SLOW_STEP = 1e-3
@@ -32,6 +37,9 @@ SLOW_STEP = 1e-3
 _SEED = 2**20 + 7
 """Of the trial alone: far from the seeds that people choose."""
 
+REFUSALS = (ValueError, TypeError, ImportError, FileNotFoundError)
+"""What is raised where there is no such game, or it does not want its arguments."""
+MAKING = "making the game"
 SAID = "no warnings from the game or a library"
 MAX_SAID = 5
 _OF_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ResourceWarning)
@@ -64,7 +72,7 @@ class TrialReport:
     seconds_per_step: float | None = None
     """Of one environment in this process, without the first steps; None if there were too few."""
     findings: list[Finding] = field(default_factory=list)
-    doing: str = "the first reset"
+    doing: str = MAKING
     """What the game was asked for last."""
 
     def add(self, level: Level, convention: str, what: str, remedy: str) -> None:
@@ -101,22 +109,24 @@ def try_environment(config: RunConfig, max_steps: int = MAX_STEPS, max_seconds: 
 
     :param config: of the run
     :param max_steps: how many steps are taken at most
-    :param max_seconds: how long is played at most; making and resetting the game is not counted
-    :raises ValueError: if there is no such game, or it is no team
+    :param max_seconds: how long is played, but for the first :data:`MIN_STEPS` steps, which may take five times as long;
+        making the game and its first reset are not counted
+    :raises ValueError: if there is no such game, or it is no team; or another of :data:`REFUSALS`
     """
     report = TrialReport(config.env)
     with _generators_left_alone(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        team = TrialTeam(config.env, config.env_kwargs)
         try:
-            _try(team, config, report, max_steps, max_seconds)
+            with closing(TrialTeam(config.env, config.env_kwargs)) as team:
+                report.doing = "the first reset"
+                _try(team, config, report, max_steps, max_seconds)
         except Exception as error:
-            if not raised_by_environment(error):
+            refused = report.doing == MAKING and isinstance(error, REFUSALS)
+            if refused or not raised_by_environment(error):
                 raise
-            what = f"{report.doing} raised {type(error).__name__}: {str(error).rstrip('.')}."
-            report.add("error", "no exceptions", what, "Mend the game.")
-        finally:
-            team.close()
+            what = f"{report.doing} raised {type(error).__name__}: {_plain(str(error)).rstrip('.')}."
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            report.add("error", "no exceptions", what, f"Mend the game ({place.filename}, line {place.lineno}).")
     texts = dict.fromkeys(_plain(str(one.message)) for one in said if not issubclass(one.category, _OF_DEVELOPERS))
     report.findings += [Finding("warning", SAID, text, "") for text in list(texts)[:MAX_SAID]]
     return report
@@ -131,7 +141,7 @@ def check_before_training(config: RunConfig) -> None:
         return
     try:
         report = try_environment(config)
-    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+    except REFUSALS as error:
         print(f"Note: {config.env} was not tried out, as no further copy can be made: {_plain(str(error))}", flush=True)
         return
     for finding in report.findings:
@@ -156,7 +166,11 @@ def _try(team: TrialTeam, config: RunConfig, report: TrialReport, max_steps: int
     answers: list[Step] = []
     seconds: list[float] = []
     observation, ended = first, False
-    while report.steps < max_steps and sum(seconds) < max_seconds and not report.errors:
+    begun = time.perf_counter()
+    while report.steps < max_steps and not report.errors:
+        allowed = max_seconds * (_PATIENCE if report.steps < MIN_STEPS else 1.0)
+        if time.perf_counter() - begun >= allowed:
+            break
         if ended:
             report.doing = f"the reset after step {report.steps:,}"
             observation, ended = team.reset(None), False
@@ -181,7 +195,7 @@ def _try(team: TrialTeam, config: RunConfig, report: TrialReport, max_steps: int
     report.seconds_per_step = float(np.mean(rest)) if rest else None
     _look_at_speed(team, config, report)
     _look_at_ends(team, report, max_steps)
-    _look_at_repetition(team, first, actions, answers, report)
+    _look_at_repetition(team, first, list(zip(actions, answers, strict=True)), report, max_seconds)
     _look_at_state(team, report)
 
 
@@ -209,11 +223,10 @@ def _look_at_step(team: TrialTeam, step: Step, report: TrialReport) -> None:
 
 def _look_at_speed(team: TrialTeam, config: RunConfig, report: TrialReport) -> None:
     per_step = report.seconds_per_step
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if per_step is None or per_step < SLOW_STEP or team.vectorised or config.n_workers is not None:
         return
     hours = per_step * config.total_timesteps / 3600
-    workers = min(cores, config.n_envs)
+    workers = min(int(usable_cores()), config.n_envs)
     report.add(
         "note",
         "quick steps",
@@ -235,8 +248,13 @@ def _look_at_ends(team: TrialTeam, report: TrialReport, max_steps: int) -> None:
     )
 
 
-def _look_at_repetition(team: TrialTeam, first: Any, actions: list[Any], answers: list[Step], report: TrialReport) -> None:
-    """Whether the same seed and the same actions bring the same episode again."""
+def _look_at_repetition(
+    team: TrialTeam, first: Any, played: list[tuple[Any, Step]], report: TrialReport, max_seconds: float
+) -> None:
+    """Whether the same seed and the same actions bring the same episode again.
+
+    :param played: actions from the first reset on, and what the game answered
+    """
     report.doing = "a second reset with the same seed, or a step after it,"
     if not data_equivalence(first, team.reset(_SEED)):
         report.add(
@@ -246,7 +264,10 @@ def _look_at_repetition(team: TrialTeam, first: Any, actions: list[Any], answers
             "Draw everything random from a generator that reset(seed=...) seeds.",
         )
         return
-    for number, (action, before) in enumerate(zip(actions, answers, strict=True), 1):
+    begun = time.perf_counter()
+    for number, (action, before) in enumerate(played, 1):
+        if time.perf_counter() - begun >= max_seconds:
+            return
         again = team.step(action)
         if not (data_equivalence(before[:4], again[:4])):
             report.add(

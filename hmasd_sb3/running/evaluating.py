@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,9 @@ def evaluate_saved(options: EvalOptions) -> Played:
     """
     _ask_for_packages(options)
     path, config = find_model(options)
+    for option, file in (("--gif", options.gif), ("--plot", options.plot)):
+        if file is not None:
+            _make_room(option, file)
     seed = config.seed + SAVED_SEED_OFFSET if options.seed is None else options.seed
     n_envs = 1 if options.render else min(options.n_envs, options.episodes)
     with ExitStack() as stack:
@@ -63,14 +67,15 @@ def evaluate_saved(options: EvalOptions) -> Played:
             shown = options.render and "render" in text
             raise InputError(f"--render: {text}. (--gif writes an episode instead.)" if shown else text) from error
         _check_statistics(model, config, path)
+        if options.gif is not None:  # first, as what cannot be shown should not cost minutes of play
+            set_random_seed(seed)
+            _record(model, env, config, options, seed, stack)
         set_random_seed(seed)  # sampled actions are those of this seed, whatever happened before
         result = evaluate_skills(
             model, env, options.episodes, deterministic=not options.stochastic, seed=seed, render=options.render
         )
         n_agents = model.policy.spec.n_agents
         names = agent_names(env, n_agents)
-        if options.gif is not None:
-            _record(model, env, config, options, seed, stack)
         if options.plot is not None and result.usage is not None:
             plot_skill_usage(result.usage, options.plot, f"Skills on {config.env}, {options.episodes} episodes", list(names))
         return Played(
@@ -156,6 +161,22 @@ def _record(model: HMASD, env: VecEnv, config: RunConfig, options: EvalOptions, 
         record_episode(model, shown, options.gif, deterministic=not options.stochastic, seed=seed)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"--gif: {' '.join(str(error).split())}") from error
+
+
+def _make_room(option: str, file: Path) -> None:
+    """Make the folder that a file is to be written into.
+
+    :param option: what asked for the file
+    :raises InputError: if the file cannot be written
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{option} {file}: cannot be written: {error.strerror}.") from error
+    if file.is_dir():
+        raise InputError(f"{option} {file}: is a folder, not a file.")
 
 
 def _ask_for_packages(options: EvalOptions) -> None:

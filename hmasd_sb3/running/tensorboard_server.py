@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,15 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from hmasd_sb3.running.errors import InputError
 
-USUAL_PORTS = range(6006, 6016)
 START_SECONDS = 60.0
 """How long the server may take to answer."""
 STOP_SECONDS = 5.0
 _HOST = "localhost"
+_SERVES = re.compile(rb" at http://[^/\s]+:(\d+)/")
+"""What TensorBoard says once it listens. That a port answers would not do: another run's server may be there."""
 
 # Its input is a pipe that nothing is ever written to: it closes when the process at the other end is gone, however that
 # came about (also by SIGKILL, and on every system). One process does everything, so none can be left behind.
@@ -41,14 +43,16 @@ class TensorBoardServer:
     """TensorBoard over one folder, as a context manager; ready to be looked at once it is entered.
 
     :param logdir: the folder, which need not exist yet
-    :param port: None: the first free one of TensorBoard's usual ones, or any other
+    :param port: None: the first one from 6006 on that is free, which TensorBoard looks for itself: only so do several runs
+        that begin at the same moment get one each
     :raises InputError: if the package is missing or the port is taken
     """
 
     def __init__(self, logdir: Path, port: int | None = None) -> None:
         self.logdir = logdir
         check_can_serve(port)
-        self.port = _free_port() if port is None else port
+        self.port = port
+        """Once it is entered, the one it listens on."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,15 +61,18 @@ class TensorBoardServer:
         return f"http://{_HOST}:{self.port}/"
 
     def __enter__(self) -> TensorBoardServer:
-        options = {"logdir": self.logdir.absolute(), "host": _HOST, "port": self.port, "load_fast": "false"}
+        options: dict[str, Any] = {"logdir": self.logdir.absolute(), "host": _HOST, "load_fast": "false"}
+        if self.port is not None:
+            options["port"] = self.port
         command = [sys.executable, "-c", _PROGRAM, *(f"--{name}={value}" for name, value in options.items())]
-        with tempfile.TemporaryFile() as said:
+        # Both go on in one file: in this mode the server writes at its end, wherever it is being read.
+        with tempfile.TemporaryFile("a+b") as said:
             # In a session of its own Ctrl-C does not reach it: it serves until the run has ended.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
             )
             try:
-                self._wait_until_it_answers(said)
+                self._wait_until_it_serves(said)
             except BaseException:
                 self.stop()
                 raise
@@ -89,19 +96,17 @@ class TensorBoardServer:
             process.kill()
             process.wait()
 
-    def _wait_until_it_answers(self, said: IO[bytes]) -> None:
+    def _wait_until_it_serves(self, said: IO[bytes]) -> None:
         assert self._process is not None
         end = time.monotonic() + START_SECONDS
         while self._process.poll() is None:
-            try:
-                with socket.create_connection((_HOST, self.port), timeout=1.0):
-                    return
-            except OSError:
-                if time.monotonic() > end:
-                    raise InputError(f"--tensorboard: the server did not answer within {START_SECONDS:g} s.") from None
-                time.sleep(0.05)
-        said.seek(0)
-        lines = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            if found := _SERVES.search(_read(said)):
+                self.port = int(found[1])
+                return
+            if time.monotonic() > end:
+                raise InputError(f"--tensorboard: the server did not answer within {START_SECONDS:g} s.")
+            time.sleep(0.05)
+        lines = _read(said).decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise InputError(f"--tensorboard: the server ended with exit code {self._process.returncode}: {lines[-1]}")
 
 
@@ -118,13 +123,9 @@ def check_can_serve(port: int | None) -> None:
         raise InputError(f"--tensorboard-port {port}: is in use by another program, or not allowed. Choose another.")
 
 
-def _free_port() -> int:
-    for port in USUAL_PORTS:
-        if _is_free(port):
-            return port
-    with socket.socket() as one:
-        one.bind((_HOST, 0))
-        return int(one.getsockname()[1])
+def _read(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _is_free(port: int) -> bool:

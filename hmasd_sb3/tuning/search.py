@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,6 @@ class TuneOptions:
     study: str | None = None
     storage: str | None = None
     out: Path | None = None
-    as_json: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,15 @@ class _Command:
     storage: str
     out: Path
     first_trials: dict[str, dict[str, Any]]
+    note: str
+    """Lines about what was taken without being asked for."""
 
 
-def tune(options: TuneOptions, stop: StopRequest) -> int:
+def tune(options: TuneOptions, stop: StopRequest) -> tuple[int, dict[str, Any]]:
     """Search until the study has as many trials as are wanted.
 
     :param stop: listens for signals
-    :return: the exit code
+    :return: the exit code, and the study as plain values
     :raises InputError: if the command is wrong; nothing was started then
     """
     command = _read(options)
@@ -92,16 +93,19 @@ def tune(options: TuneOptions, stop: StopRequest) -> int:
     n_variations = options.trials // 3 if options.vary is None else options.vary
     shared, is_new = open_study(place, command.study, command.spec, command.first_trials, n_variations, options.seed)
     try:
+        _make_folder(command.out)
         shared.put_away_dead()
+        if command.note:
+            _say(command.note)
         how = "New study" if is_new else "Going on with the study"
-        _say(options, f"{how} {command.study!r} in {place.shown}: {shared.n_finished()} of {options.trials} trials are done.")
+        _say(f"{how} {command.study!r} in {place.shown}: {shared.n_finished()} of {options.trials} trials are done.")
         code = DONE
         if shared.n_finished() < options.trials:
             with stop.deferred():
                 code = _supervise(shared, command, stop)
             shared.put_away_dead()
         _conclude(shared, command, code)
-        return code
+        return code, summary(shared)
     finally:
         place.leases.close()
 
@@ -182,7 +186,18 @@ def _read(options: TuneOptions) -> _Command:
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
         raise InputError(" ".join(str(error).split())) from error
     study = options.study or f"hmasd-{name}"
-    return _Command(options, spec, config.n_workers, study, options.storage or str(out / "study.journal"), out, first_trials)
+    storage = options.storage or str(out / "study.journal")
+    return _Command(options, spec, config.n_workers, study, storage, out, first_trials, request.note)
+
+
+def _make_folder(out: Path) -> None:
+    """What is written at the end should not be found impossible then."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written to: {error.strerror}.") from error
 
 
 def _divide(
@@ -244,15 +259,15 @@ def _supervise(shared: SharedStudy, command: _Command, stop: StopRequest) -> int
             if stop.requested and not told:
                 told = True
                 assert stop.number is not None
-                _say(options, "Stopping: trials that are at work go back into the queue. Once more to stop at once.")
+                _say("Stopping: trials that are at work go back into the queue. Once more to stop at once.")
                 pool.stop(SIGNAL_BASE + stop.number)
             ended = [trial for trial in shared.trials() if trial.state.is_finished() and trial.number not in known]
             known |= {trial.number for trial in ended}
             done = shared.n_finished()
             for trial in ended:
-                _say(options, _line(trial, shared, done, options.trials, (time.time() - started) / max(done - done_before, 1)))
+                _say(_line(trial, shared, done, options.trials, (time.time() - started) / max(done - done_before, 1)))
             for line in pool.look(progress=bool(ended)):
-                _say(options, line)
+                _say(line)
                 shared.put_away_dead()
     code = DONE if pool.code is None else pool.code
     return SIGNAL_BASE + stop.number if stop.number is not None and shared.n_finished() < options.trials else code
@@ -278,26 +293,22 @@ def _line(trial: FrozenTrial, shared: SharedStudy, done: int, wanted: int, secon
 
 
 def _conclude(shared: SharedStudy, command: _Command, code: int) -> None:
-    options = command.options
     if code in (FAILED, BROKE_DOWN) and counts(shared).get(CRASHED):
-        _say(options, f"Stopped. {describe_failure(shared)}")
+        _say(f"Stopped. {describe_failure(shared)}")
     ends = ", ".join(f"{number} {state}" for state, number in sorted(counts(shared).items()))
-    _say(options, f"Trials: {ends or 'none'}.")
+    _say(f"Trials: {ends or 'none'}.")
     files = write_files(shared, command.out)
     try:
         files += plot_study(shared.study, command.out)
     except ImportError as error:
-        _say(options, f"No pictures: {error}")
+        _say(f"No pictures: {error}")
     for line in table(shared):
-        _say(options, line)
-    _say(options, f"Written: {', '.join(str(path) for path in files)}")
+        _say(line)
+    _say(f"Written: {', '.join(str(path) for path in files)}")
     if best_trial(shared) is not None:
         arguments = ["hmasd", "train", "--config", str(command.out / "best.yml"), "--env", command.spec.env]
-        _say(options, f"To train with the best:\n\n    {shlex.join(arguments)}\n")
-    if options.as_json:
-        print(json.dumps({"exit_code": code, **summary(shared)}), flush=True)
+        _say(f"To train with the best:\n\n    {shlex.join(arguments)}\n")
 
 
-def _say(options: TuneOptions, text: str) -> None:
-    if not options.as_json:
-        print(text, flush=True)
+def _say(text: str) -> None:
+    print(text, flush=True)
