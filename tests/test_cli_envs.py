@@ -12,7 +12,7 @@ from commands import hmasd
 from hmasd_sb3.envs import JAXMARL_IDS
 from hmasd_sb3.running import env_list
 from hmasd_sb3.running.env_list import list_environments
-from hmasd_sb3.zoo.shipped import shipped_ids
+from hmasd_sb3.running.shipped import shipped_ids
 
 
 def listed(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:

@@ -19,9 +19,9 @@ from hmasd_sb3.running.hyperparameters import (
 )
 from hmasd_sb3.running.literals import as_plain, read_integer, read_mapping
 from hmasd_sb3.running.options import TrainOptions
+from hmasd_sb3.running.shipped import shipped_file, shipped_ids
 from hmasd_sb3.running.yaml_file import DEFAULT, Given, names_of_sections, read_assignment, read_section
 from hmasd_sb3.validation import nearest, resolve_batch_size
-from hmasd_sb3.zoo.shipped import shipped_file, shipped_ids
 
 # Exact resuming needs the counts that the file may also set to come from one place only.
 _OPTION_OF = {"n_timesteps": "--total-timesteps", "n_envs": "--n-envs"}

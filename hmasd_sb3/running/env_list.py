@@ -15,9 +15,9 @@ import hmasd_sb3.envs
 from hmasd_sb3.envs import JAXMARL_IDS, SIMPLE_SPREAD_ID
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.requirements import is_there
+from hmasd_sb3.running.shipped import shipped_file, shipped_ids
 from hmasd_sb3.running.yaml_file import read_section
 from hmasd_sb3.wrappers import make_team_vec_env
-from hmasd_sb3.zoo.shipped import shipped_file, shipped_ids
 
 _MPE2 = tuple(f"mpe2.{name}:parallel_env" for name in ("simple_speaker_listener_v4", "simple_reference_v3"))
 """Those of mpe2's games in which all agents want the same, beside the one that this package registers."""

@@ -3,7 +3,7 @@
 Needs the extra ``zoo``. Importing this room imports none of RL Zoo; :func:`register` does.
 """
 
+from hmasd_sb3.running.shipped import shipped_file, shipped_ids
 from hmasd_sb3.zoo.registration import register
-from hmasd_sb3.zoo.shipped import shipped_file, shipped_ids
 
 __all__ = ["register", "shipped_file", "shipped_ids"]

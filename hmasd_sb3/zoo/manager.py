@@ -18,11 +18,11 @@ from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.running.environments import EVAL_SEED_OFFSET, float_keys
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.hyperparameters import NAMES, build_hyperparameters
+from hmasd_sb3.running.shipped import shipped_file
 from hmasd_sb3.running.yaml_file import Given, read_section
 from hmasd_sb3.validation import InvalidTransitionError
 from hmasd_sb3.zoo.registration import ALGO
 from hmasd_sb3.zoo.settings import check_settings
-from hmasd_sb3.zoo.shipped import shipped_file
 
 ERROR = "error"
 """Under which name a failed trial keeps what ended it."""
