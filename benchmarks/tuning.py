@@ -1,4 +1,4 @@
-"""A study of AliceAndBob by two workers, one of which is killed, and its best configuration against the paper's setting.
+"""A study of AliceAndBob by two workers, one of which is killed, and what it chooses against the paper's setting.
 
     python benchmarks/tuning.py                       # 24 trials of 100,000 steps per seed, journal file and PostgreSQL
     python benchmarks/tuning.py --storages journal --trials 4 --total-timesteps 6400 --new-seeds 1 --episodes 8
@@ -29,9 +29,10 @@ from measuring import Results, count, output_options, publish, table
 
 from hmasd_sb3 import paper_settings
 from hmasd_sb3.running.config import RunConfig
+from hmasd_sb3.tuning.confirm import chosen_trial, confirmed
 from hmasd_sb3.tuning.report import state_of
 from hmasd_sb3.tuning.storage import open_storage
-from hmasd_sb3.tuning.study import ORIGIN, RETRY_OF, WORKER
+from hmasd_sb3.tuning.study import ORIGIN, RETRY_OF, WORKER, load_study
 from hmasd_sb3.tuning.training import Training
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -67,8 +68,9 @@ def search(kind: str, args: argparse.Namespace) -> dict[str, Any]:
             process.kill()
             process.wait()
         seconds = time.perf_counter() - started
-        trials = load(storage).get_trials()
-        best = max((trial for trial in trials if trial.state.name == "COMPLETE"), key=lambda trial: float(trial.value or 0.0))
+        shared = load_study(open_storage(storage), STUDY, 0)
+        trials, best = shared.trials(), chosen_trial(shared)
+        assert best is not None
         states = [state_of(trial) for trial in trials]
         return {
             "exit_code": code,
@@ -76,7 +78,14 @@ def search(kind: str, args: argparse.Namespace) -> dict[str, Any]:
             "states": {state: states.count(state) for state in sorted(set(states))},
             "killed": killed,
             "retried_as": [trial.number for trial in trials if trial.user_attrs.get(RETRY_OF) == killed],
-            "best": {"number": best.number, "value": best.value, "hyperparameters": best.user_attrs["hyperparameters"]},
+            "best": {
+                "number": best.number,
+                "origin": best.user_attrs.get(ORIGIN, "sampler"),
+                "value": best.value,
+                "again": next((again.value for trial, again in confirmed(shared) if trial.number == best.number), None),
+                "hyperparameters": best.user_attrs["hyperparameters"],
+            },
+            "luckiest": max(float(trial.value or 0.0) for trial in trials if trial.state.name == "COMPLETE"),
             "defaults": next(
                 (t.value for t in trials if t.user_attrs.get(ORIGIN) == "defaults" and t.value is not None), None
             ),
@@ -125,7 +134,8 @@ def play(hyperparameters: dict[str, Any], seed: int, args: argparse.Namespace) -
 
 def lines_of(results: Results, studies: list[str], configurations: list[str], seeds: list[int]) -> list[str]:
     """The tables."""
-    header = ["study", "minutes", "trials by end", "killed", "tried again as", "lost", "value of defaults", "best value"]
+    header = ["study", "minutes", "trials by end", "killed", "tried again as", "lost", "value of defaults", "highest value"]
+    header += ["chosen", "its value", "on new seeds"]
     rows = []
     for kind in studies:
         part = results.parts[kind]
@@ -134,8 +144,13 @@ def lines_of(results: Results, studies: list[str], configurations: list[str], se
         ends = ", ".join(f"{number} {state}" for state, number in states.items())
         retried = ", ".join(map(str, part["retried_as"]))
         defaults = "none" if part["defaults"] is None else f"{part['defaults']:.2f}"
-        best = f"{part['best']['value']:.2f} (trial {part['best']['number']})"
-        rows.append([kind, f"{part['minutes']:.1f}", ends, str(part["killed"]), retried, str(lost), defaults, best])
+        best = part["best"]
+        chosen = [f"trial {best['number']} ({best['origin']})", f"{best['value']:.2f}"]
+        chosen.append("none" if best["again"] is None else f"{best['again']:.2f}")
+        highest = f"{part['luckiest']:.2f}"
+        rows.append(
+            [kind, f"{part['minutes']:.1f}", ends, str(part["killed"]), retried, str(lost), defaults, highest, *chosen]
+        )
     lines = [*table(header, rows), ""]
     rows = []
     for name in configurations:

@@ -102,7 +102,13 @@ def test_a_killed_worker_costs_no_trial(storage: str) -> None:
     os.kill(pid_of(victim), signal.SIGKILL)
     retry = wait_until(lambda: [t for t in looking.trials() if t.user_attrs.get(RETRY_OF) == victim.number], process)[0]
     wait_until(lambda: looking.halfway() and "waiting" not in looking.states(), process)
-    at_work = [pid_of(trial) for trial in looking.trials() if trial.state.name == "RUNNING"]
+
+    def signed() -> list[int]:
+        """Processes of all running trials, once each has told its own."""
+        running = [trial for trial in looking.trials() if trial.state.name == "RUNNING"]
+        return [pid_of(trial) for trial in running] if all(WORKER in trial.user_attrs for trial in running) else []
+
+    at_work = wait_until(signed, process)
     process.kill()
     for pid in at_work:
         os.kill(pid, signal.SIGKILL)

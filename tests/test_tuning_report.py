@@ -69,7 +69,7 @@ def test_the_best_trial_is_trained_by_the_command_as_it_stands() -> None:
     shared = finished_study(3, normalize=True)
     write_files(shared, Path("out"))
     text = Path("out/best.yml").read_text()
-    assert text.startswith("# Trial 2 of the study 's' in s.journal: the best of 3.\n# Value 0.2:")
+    assert text.startswith("# Trial 2 of the study 's' in s.journal, the best of 3.\n# Value 0.2:")
     assert "0: 0.2, 1: 0.2" in text
     assert hmasd("train", "--config", "out/best.yml", "--env", "AliceAndBob-v0", "--run-dir", "r", "--no-tensorboard") == 0
     config = RunFolder(Path("r")).read_config()

@@ -36,7 +36,15 @@ def quick_objective(env: Any = "AliceAndBob-v0", total_timesteps: int = 96, **kw
 def quick_options(*more: str) -> list[str]:
     """Options of ``hmasd tune`` for the same."""
     settings = [f"--set={name}={value}" for name, value in QUICK.items()]
-    sizes = ["--n-envs=4", "--total-timesteps=96", "--seeds=1", "--n-evaluations=2", "--eval-episodes=4"]
+    sizes = [
+        "--n-envs=4",
+        "--total-timesteps=96",
+        "--seeds=1",
+        "--n-evaluations=2",
+        "--eval-episodes=4",
+        "--vary=0",
+        "--confirm=0",
+    ]
     return [*settings, *sizes, "--search=team_diversity_coef", "--search=gamma", *more]
 
 

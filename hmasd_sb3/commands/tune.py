@@ -94,6 +94,15 @@ def tune(
             help="Early trials that vary a quarter of the first one's arguments.  [default: a third of --trials]",
         ),
     ] = None,
+    confirm: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Train the best N trials, and the defaults, again on new seeds, and choose by these; 0: not.",
+        ),
+    ] = 3,
+    confirm_seeds: Annotated[int, typer.Option(min=1, metavar="N", help="New seeds for each of them.")] = 3,
     max_failures: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Stop after so many crashes in a row; after one while no trial has a value."),

@@ -14,6 +14,7 @@ from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.files import replace_atomically, write_json
 from hmasd_sb3.running.folder import git_commit
 from hmasd_sb3.running.versions import versions
+from hmasd_sb3.tuning.confirm import chosen_trial, confirmed, ranked
 from hmasd_sb3.tuning.objective import ERROR, EVALUATIONS, HYPERPARAMETERS, SECONDS
 from hmasd_sb3.tuning.study import CRASHED, KIND, ORIGIN, RETRY_OF, SharedStudy
 
@@ -27,12 +28,6 @@ def state_of(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get(KIND, CRASHED)) if state == "fail" else state
 
 
-def best_trial(shared: SharedStudy) -> FrozenTrial | None:
-    """The complete trial of the highest value, the earlier one of two equal ones."""
-    complete = [trial for trial in shared.trials() if trial.state.name == "COMPLETE"]
-    return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
-
-
 def counts(shared: SharedStudy) -> dict[str, int]:
     """Trials by how they ended."""
     found: dict[str, int] = {}
@@ -43,13 +38,17 @@ def counts(shared: SharedStudy) -> dict[str, int]:
 
 def summary(shared: SharedStudy) -> dict[str, Any]:
     """The study as plain values."""
-    best = best_trial(shared)
+    best = chosen_trial(shared)
     return {
         "study": shared.study.study_name,
         "storage": shared.place.shown,
         "settings": vars(shared.spec),
         "trials": counts(shared),
         "best": None if best is None else _as_dict(best),
+        "confirmed": [
+            {"number": trial.number, "value": again.value, "evaluations": again.user_attrs.get(EVALUATIONS)}
+            for trial, again in confirmed(shared)
+        ],
         "versions": {**versions(None), "optuna": metadata.version("optuna")},
         "git_commit": git_commit(),
     }
@@ -72,7 +71,7 @@ def best_yaml(shared: SharedStudy) -> str:
 
     :raises InputError: if no trial is complete
     """
-    best, spec = best_trial(shared), shared.spec
+    best, spec = chosen_trial(shared), shared.spec
     if best is None:
         raise InputError(f"--study {shared.study.study_name}: has no complete trial.")
     settings: dict[str, Any] = {"n_timesteps": spec.total_timesteps, "n_envs": spec.n_envs, "policy": spec.policy}
@@ -86,15 +85,22 @@ def best_yaml(shared: SharedStudy) -> str:
     origin = f" ({best.user_attrs[ORIGIN]})" if ORIGIN in best.user_attrs else ""
     made = " ".join(f"{name} {version}" for name, version in summary(shared)["versions"].items())
     lines = [
-        f"# Trial {best.number}{origin} of the study {shared.study.study_name!r} in {shared.place.shown}: the best of "
-        f"{shared.n_finished()}.",
+        f"# Trial {best.number}{origin} of the study {shared.study.study_name!r} in {shared.place.shown}, "
+        f"{_chosen_of(shared)}.",
         f"# Value {best.value:.4g}: the last third of {spec.n_evaluations} evaluations of {spec.n_eval_episodes} episodes "
         f"each, {spec.aggregate} over seeds, {spec.total_timesteps:,} environment steps per seed.",
         f"# Last evaluation by seed: {last}. The best of many was also lucky: judge it by seeds that it was not chosen by.",
+        *(f"# On new seeds: {line.strip()}" for line in confirmation_table(shared)),
         f"# {made}",
     ]
     text: str = yaml.safe_dump({spec.env: settings}, sort_keys=False, default_flow_style=False)
     return "\n".join(lines) + "\n" + text
+
+
+def _chosen_of(shared: SharedStudy) -> str:
+    again = len(confirmed(shared))
+    among = f"of the {again} that were trained again, on new seeds, " if again else ""
+    return f"the best {among}of {shared.n_finished()}"
 
 
 def trials_csv(shared: SharedStudy) -> str:
@@ -114,14 +120,19 @@ def trials_csv(shared: SharedStudy) -> str:
 
 def table(shared: SharedStudy, n_rows: int = 5) -> list[str]:
     """The best complete trials, one line each."""
-    complete = [trial for trial in shared.trials() if trial.state.name == "COMPLETE"]
-    lines = []
-    for trial in sorted(complete, key=lambda one: (-(one.value or 0.0), one.number))[:n_rows]:
-        by_seed = trial.user_attrs.get(EVALUATIONS, {}).get("by_seed", [])
-        last = " ".join(f"{values[-1]:.3g}" for values in by_seed)
-        origin = f"  {trial.user_attrs[ORIGIN]}" if ORIGIN in trial.user_attrs else ""
-        lines.append(f"  trial {trial.number:>4}   value {trial.value:>8.4g}   last evaluation by seed: {last}{origin}")
-    return lines
+    return [_row(trial, trial) for trial in ranked(shared)[:n_rows]]
+
+
+def confirmation_table(shared: SharedStudy) -> list[str]:
+    """What trials came to that were trained again, one line each."""
+    return [_row(trial, again) for trial, again in confirmed(shared)]
+
+
+def _row(trial: FrozenTrial, measured: FrozenTrial) -> str:
+    by_seed = measured.user_attrs.get(EVALUATIONS, {}).get("by_seed", [])
+    last = " ".join(f"{values[-1]:.3g}" for values in by_seed)
+    origin = f"  {trial.user_attrs[ORIGIN]}" if ORIGIN in trial.user_attrs else ""
+    return f"  trial {trial.number:>4}   value {measured.value:>8.4g}   last evaluation by seed: {last}{origin}"
 
 
 def write_files(shared: SharedStudy, out: Path) -> list[Path]:
@@ -131,7 +142,7 @@ def write_files(shared: SharedStudy, out: Path) -> list[Path]:
     """
     out.mkdir(parents=True, exist_ok=True)
     files = {"trials.csv": trials_csv(shared)}
-    if best_trial(shared) is not None:
+    if chosen_trial(shared) is not None:
         files["best.yml"] = best_yaml(shared)
     for name, text in files.items():
         replace_atomically(out / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))  # type: ignore[misc]

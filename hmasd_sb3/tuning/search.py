@@ -7,7 +7,7 @@ import re
 import shlex
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,14 @@ from hmasd_sb3.monitoring.stopping import StopRequest
 from hmasd_sb3.running.config import Request, RunConfig, read_request
 from hmasd_sb3.running.errors import BROKE_DOWN, DONE, FAILED, SIGNAL_BASE, InputError
 from hmasd_sb3.running.options import TrainOptions
+from hmasd_sb3.tuning.confirm import candidates, chosen_trial, open_confirmation, ranked
 from hmasd_sb3.tuning.objective import AGGREGATES, ERROR, METRICS, SECONDS, Objective
 from hmasd_sb3.tuning.plots import plot_study
 from hmasd_sb3.tuning.pool import STORAGE_VARIABLE, Pool, WorkerOptions
-from hmasd_sb3.tuning.report import best_trial, counts, state_of, summary, table, write_files
+from hmasd_sb3.tuning.report import confirmation_table, counts, state_of, summary, table, write_files
 from hmasd_sb3.tuning.space import SearchSpace
 from hmasd_sb3.tuning.storage import open_storage
-from hmasd_sb3.tuning.study import CRASHED, RETRY_OF, SharedStudy, Spec, load_study, open_study
+from hmasd_sb3.tuning.study import CRASHED, DEFAULTS, RETRY_OF, SharedStudy, Spec, load_study, open_study
 from hmasd_sb3.tuning.training import Training
 from hmasd_sb3.tuning.workers import PRUNERS, SAMPLERS, describe_failure, make_pruner, make_sampler, work
 
@@ -58,6 +59,8 @@ class TuneOptions:
     defaults_first: bool = True
     paper_first: str | None = None
     vary: int | None = None
+    confirm: int = 3
+    confirm_seeds: int = 3
     max_failures: int = 3
     timeout: float | None = None
     study: str | None = None
@@ -104,6 +107,9 @@ def tune(options: TuneOptions, stop: StopRequest) -> tuple[int, dict[str, Any]]:
             with stop.deferred():
                 code = _supervise(shared, command, stop)
             shared.put_away_dead()
+        if code == DONE and options.confirm and shared.n_finished() >= options.trials and candidates(shared, options.confirm):
+            with stop.deferred():
+                code = _confirm(shared, command, stop)
         _conclude(shared, command, code)
         return code, summary(shared)
     finally:
@@ -219,7 +225,7 @@ def _first_trials(
     options: TuneOptions, request: Request, space: SearchSpace, first: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """What a new study tries first; settings that were given hold for all trials."""
-    first_trials: dict[str, dict[str, Any]] = {"defaults": first} if options.defaults_first else {}
+    first_trials: dict[str, dict[str, Any]] = {DEFAULTS: first} if options.defaults_first else {}
     if options.paper_first is not None:
         given, n_envs = request.hyperparameters, request.config.n_envs
         paper = paper_settings(options.paper_first, n_envs)
@@ -273,6 +279,21 @@ def _supervise(shared: SharedStudy, command: _Command, stop: StopRequest) -> int
     return SIGNAL_BASE + stop.number if stop.number is not None and shared.n_finished() < options.trials else code
 
 
+def _confirm(shared: SharedStudy, command: _Command, stop: StopRequest) -> int:
+    """Train the best trials again, on new seeds."""
+    options = command.options
+    again, wanted = open_confirmation(shared, options.confirm, options.confirm_seeds)
+    again.put_away_dead()
+    if again.n_finished() >= wanted:
+        return DONE
+    seeds = ", ".join(map(str, again.spec.seeds))
+    _say(f"Training the best again, {wanted} trials on seeds {seeds} that they were not chosen by.")
+    options = replace(options, trials=wanted, pruner="none")
+    code = _supervise(again, replace(command, study=again.study.study_name, options=options), stop)
+    again.put_away_dead()
+    return code
+
+
 def _line(trial: FrozenTrial, shared: SharedStudy, done: int, wanted: int, seconds_each: float) -> str:
     state = state_of(trial)
     what = f"trial {trial.number:>3} {state}"
@@ -283,9 +304,8 @@ def _line(trial: FrozenTrial, shared: SharedStudy, done: int, wanted: int, secon
         what += f": {str(trial.user_attrs.get(ERROR, 'no error was kept')).splitlines()[0][:200]}"
         again = [one.number for one in shared.trials() if one.user_attrs.get(RETRY_OF) == trial.number]
         what += f" (tried again as trial {again[0]})" if again else ""
-    best = best_trial(shared)
     parts = [what, f"{done} of {wanted}"]
-    parts += [] if best is None else [f"best {best.value:.4g} (trial {best.number})"]
+    parts += [f"best {best.value:.4g} (trial {best.number})" for best in ranked(shared)[:1]]
     if done < wanted:
         minutes, seconds = divmod(round(seconds_each * (wanted - done)), 60)
         parts.append(f"about {minutes}:{seconds:02d} left")
@@ -302,10 +322,11 @@ def _conclude(shared: SharedStudy, command: _Command, code: int) -> None:
         files += plot_study(shared.study, command.out)
     except ImportError as error:
         _say(f"No pictures: {error}")
-    for line in table(shared):
+    again = confirmation_table(shared)
+    for line in [*table(shared), *(["The best, trained again on new seeds:", *again] if again else [])]:
         _say(line)
     _say(f"Written: {', '.join(str(path) for path in files)}")
-    if best_trial(shared) is not None:
+    if chosen_trial(shared) is not None:
         arguments = ["hmasd", "train", "--config", str(command.out / "best.yml"), "--env", command.spec.env]
         _say(f"To train with the best:\n\n    {shlex.join(arguments)}\n")
 

@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 SPEC = "hmasd_tune"
 WORKER, KIND, RETRY_OF, ATTEMPT, ORIGIN = "worker", "kind", "retry_of", "attempt", "origin"
+CONFIRMS = "confirms"
+"""Number of the trial, in another study, whose arguments a trial has."""
+DEFAULTS = "defaults"
+"""Origin of the trial that the defaults, or the shipped settings, make."""
 KILLED, INTERRUPTED, CRASHED = "killed", "interrupted", "crashed"
 MAX_ATTEMPTS = 3
 """So often a trial is begun whose worker is killed each time: perhaps it is the trial that needs too much memory."""
@@ -148,6 +153,14 @@ class SharedStudy:
             params = space.params_of(arguments, self.spec.n_envs, free)
             self._enqueue(params, _beyond(space, arguments), f"{origin}, varied in {', '.join(free)}")
 
+    def enqueue_again(self, trial: FrozenTrial) -> None:
+        """Let an early trial be one of another study with the same space, unless it was asked for before."""
+        if all(one.user_attrs.get(CONFIRMS) != trial.number for one in self.trials()):
+            kept = {name: trial.user_attrs[name] for name in (SETTINGS,) if name in trial.user_attrs}
+            self.study.enqueue_trial(
+                trial.params, user_attrs={**kept, CONFIRMS: trial.number, ORIGIN: f"trial {trial.number}"}
+            )
+
     def _enqueue(self, params: dict[str, Any], own: dict[str, Any], origin: str) -> None:
         self.study.enqueue_trial(params, user_attrs={ORIGIN: origin, **({SETTINGS: own} if own else {})})
 
@@ -235,7 +248,7 @@ class SharedStudy:
         # First the one that takes its place: to be killed in between makes one trial too many, not one too few.
         if again:
             params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            kept = {name: trial.user_attrs[name] for name in (SETTINGS, ORIGIN) if name in trial.user_attrs}
+            kept = {name: trial.user_attrs[name] for name in (SETTINGS, ORIGIN, CONFIRMS) if name in trial.user_attrs}
             attempts = attempt + (kind == KILLED)
             self.study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number, ATTEMPT: attempts})
         self.study.tell(trial.number, state=TrialState.FAIL)
@@ -247,13 +260,20 @@ def _beyond(space: SearchSpace, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_study(
-    place: Place, name: str, spec: Spec, first_trials: dict[str, dict[str, Any]], n_variations: int = 0, seed: int = 0
+    place: Place,
+    name: str,
+    spec: Spec,
+    first_trials: dict[str, dict[str, Any]],
+    n_variations: int = 0,
+    seed: int = 0,
+    again: Sequence[FrozenTrial] = (),
 ) -> tuple[SharedStudy, bool]:
     """Make a study, or go on with one.
 
     :param first_trials: arguments of ``HMASD`` that a new study tries first, by what they are called
     :param n_variations: how many trials after these vary the first of them
     :param seed: by which these are drawn
+    :param again: trials of another study that this one is to have as well
     :return: the study, and whether it is new
     :raises InputError: if there is a study of that name whose trials were made otherwise, naming the differences
     """
@@ -285,6 +305,8 @@ def open_study(
         if is_new and first_trials and n_variations:
             origin, arguments = next(iter(first_trials.items()))
             shared.enqueue_variations(arguments, origin, n_variations, seed)
+        for trial in again:
+            shared.enqueue_again(trial)
     return shared, is_new
 
 

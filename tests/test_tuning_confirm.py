@@ -1,0 +1,138 @@
+"""The best trials once more on new seeds: which, on which, and what is chosen by them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from commands import hmasd
+from optuna.trial import Trial
+from test_tuning_report import finished_study
+from tuning import SMALL_GAME, quick_options
+
+from hmasd_sb3.tuning.confirm import candidates, chosen_trial, confirmed, open_confirmation
+from hmasd_sb3.tuning.report import best_yaml, confirmation_table, summary
+from hmasd_sb3.tuning.study import ORIGIN, RETRY_OF, SharedStudy, load_study
+
+ALICE = f"--set=env_kwargs={SMALL_GAME}"
+
+
+@pytest.fixture(autouse=True)
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+def give_values(confirmation: SharedStudy, values: list[float]) -> None:
+    """Carry out trials that never train."""
+    confirmation.sign_in()
+    for value in values:
+        trial = confirmation.next_trial(100, 100)
+        assert isinstance(trial, Trial)
+        trial.set_user_attr("hyperparameters", confirmation.spec.search_space().sample(trial, 4))
+        by_seed = [[0.0, value] for _ in confirmation.spec.seeds]
+        trial.set_user_attr("evaluations", {"steps": [48, 96], "by_seed": by_seed})
+        confirmation.end(trial, value)
+
+
+def arguments_of(trial: Any) -> Any:
+    return trial.user_attrs["hyperparameters"]
+
+
+def test_the_best_and_the_defaults_are_trained_again_on_seeds_after_the_own() -> None:
+    shared = finished_study(5)  # trial 0, the defaults, has the lowest value
+    assert [trial.number for trial in candidates(shared, 2)] == [4, 3, 0]
+    assert [trial.number for trial in candidates(shared, 5)] == [4, 3, 2, 1, 0]
+    confirmation, wanted = open_confirmation(shared, 2, 3)
+    assert wanted == 3
+    assert confirmation.spec.seeds == [2, 3, 4]
+    give_values(confirmation, [0.1, 0.2, 0.3])
+    again = confirmation.trials()
+    assert [trial.user_attrs[ORIGIN] for trial in again] == ["trial 4", "trial 3", "trial 0"]
+    assert [arguments_of(trial) for trial in again] == [arguments_of(shared.trials()[number]) for number in (4, 3, 0)]
+
+
+def test_new_seeds_decide_once_all_are_done() -> None:
+    shared = finished_study(5)
+    confirmation, _ = open_confirmation(shared, 2, 3)
+    give_values(confirmation, [0.1, 0.7])
+    assert confirmed(shared) == []
+    chosen = chosen_trial(shared)
+    assert chosen is not None
+    assert chosen.number == 4
+    give_values(confirmation, [0.3])
+    assert [(trial.number, again.value) for trial, again in confirmed(shared)] == [(3, 0.7), (0, 0.3), (4, 0.1)]
+    chosen = chosen_trial(shared)
+    assert chosen is not None
+    assert chosen.number == 3
+    text = best_yaml(shared)
+    assert text.startswith(
+        "# Trial 3 of the study 's' in s.journal, the best of the 3 that were trained again, on new seeds, of 5."
+    )
+    assert "# On new seeds: trial    3   value      0.7   last evaluation by seed: 0.7 0.7 0.7" in text
+    assert yaml.safe_load(text)["AliceAndBob-v0"]["gamma"] == arguments_of(shared.trials()[3])["gamma"]
+    assert len(confirmation_table(shared)) == 3
+    found = summary(shared)
+    assert (found["best"]["number"], [one["number"] for one in found["confirmed"]]) == (3, [3, 0, 4])
+
+
+def test_further_trials_need_another_round() -> None:
+    shared = finished_study(2)
+    confirmation, _ = open_confirmation(shared, 2, 1)
+    give_values(confirmation, [0.2, 0.9])
+    assert len(confirmed(shared)) == 2
+    trial = shared.next_trial(100, 100)
+    assert isinstance(trial, Trial)
+    trial.set_user_attr("hyperparameters", shared.spec.search_space().sample(trial, 4))
+    shared.end(trial, 0.5)
+    assert confirmed(shared) == []
+    chosen = chosen_trial(shared)
+    assert chosen is not None
+    assert chosen.number == 2
+    another, wanted = open_confirmation(shared, 1, 1)
+    assert another.study.study_name != confirmation.study.study_name
+    assert wanted == 2  # with the defaults
+
+
+def test_opening_it_twice_asks_for_nothing_twice() -> None:
+    shared = finished_study(4)
+    open_confirmation(shared, 2, 2)
+    confirmation, wanted = open_confirmation(shared, 2, 2)
+    assert len(confirmation.trials()) == wanted == 3
+
+
+def test_a_trial_whose_worker_was_killed_still_counts_for_the_one_it_confirms() -> None:
+    shared = finished_study(3)
+    confirmation, _ = open_confirmation(shared, 1, 1)
+    dead = load_study(shared.place, confirmation.study.study_name, 0)
+    trial = dead.next_trial(10, 3)  # by a worker that was never known to be alive
+    assert isinstance(trial, Trial)
+    give_values(confirmation, [0.4, 0.6])
+    assert [one.user_attrs.get(RETRY_OF) for one in confirmation.trials()] == [None, None, 0]
+    assert {(trial.number, again.number) for trial, again in confirmed(shared)} == {(2, 2), (0, 1)}
+
+
+def test_the_command_ends_with_it_and_does_it_once(capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["tune", *quick_options(ALICE, "--trials=3", "--vary=1", "--confirm=2", "--confirm-seeds=2", "--json")]
+    assert hmasd(*command) == 0
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert found["trials"] == {"complete": 3}
+    assert "on seeds 1, 2 that they were not chosen by" in err
+    assert len(found["confirmed"]) in (2, 3)
+    assert all(len(one["evaluations"]["by_seed"]) == 2 for one in found["confirmed"])
+    assert found["best"]["number"] == found["confirmed"][0]["number"]
+    assert os.path.exists("runs/tune-AliceAndBob-v0/best.yml")
+    assert hmasd(*command) == 0
+    out, err = capfd.readouterr()
+    assert "Training the best again" not in err
+    assert json.loads(out)["confirmed"] == found["confirmed"]
