@@ -9,7 +9,8 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
-JAXMARL_TESTS := tests/test_jaxmarl.py tests/test_jaxmarl_errors.py tests/test_jaxmarl_learning.py tests/test_jaxmarl_states.py
+JAXMARL_TESTS := tests/test_jaxmarl.py tests/test_jaxmarl_errors.py tests/test_jaxmarl_learning.py \
+	tests/test_jaxmarl_settings.py tests/test_jaxmarl_states.py
 PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --constraint constraints.txt
 
 # Networks this small run several times slower on several threads than on one.

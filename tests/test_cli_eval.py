@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import SMALL, files_below, hmasd, train
+from commands import SMALL, TESTS, files_below, hmasd, train
 from PIL import Image
 
 from hmasd_sb3 import HMASD, make_team_vec_env
@@ -249,10 +251,14 @@ def test_the_interval_of_many_episodes_needs_little_memory() -> None:
 def test_json_is_all_even_if_workers_print(in_tmp: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["--env", "cli_games:talkative", "--episodes", "4", "--n-workers", "2"]
     train("--env", "cli_games:talkative", "--total-timesteps", "48", "--eval-freq", "0", "--run-dir", "talkative")
+    # A process of its own: workers have the outputs of the first process that started any.
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "hmasd_sb3.cli", "eval", "talkative", *arguments, "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths})
+    assert json.loads(ended.stdout)["episodes"] == 4
+    assert ended.stderr.count("a game of many words") >= 4
     capfd.readouterr()
-    assert hmasd("eval", "talkative", *arguments, "--json") == 0
-    out, err = capfd.readouterr()
-    assert json.loads(out)["episodes"] == 4
-    assert err.count("a game of many words") >= 4
+    assert hmasd("eval", "talkative", *arguments[:-2], "--json") == 0
+    assert json.loads(capfd.readouterr().out)["episodes"] == 4
     print("standard output is itself again")
     assert capfd.readouterr().out == "standard output is itself again\n"
