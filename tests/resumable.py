@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -108,6 +110,7 @@ def evaluation(kind: str) -> EvalCallback:
     """An evaluation every 9 calls, on environments with episodes of their own."""
     env = make_env("masked" if kind.startswith("workers") else kind, seed=100, n_envs=2)
     log = tempfile.mkdtemp(prefix="hmasd-evaluations-")  # without a log it would keep no history
+    atexit.register(shutil.rmtree, log, ignore_errors=True)
     return EvalCallback(env, n_eval_episodes=3, eval_freq=9, deterministic=False, verbose=0, log_path=log)
 
 
