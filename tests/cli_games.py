@@ -51,6 +51,23 @@ class SlowTeam(RandomTeam):
         return super().step(action)
 
 
+class PickyTeam(RandomTeam):
+    """A team of noise that breaks down when it is seeded with a number.
+
+    :param refused: that number; with 4 environments, seed 4 reaches the last of a training with seed 1
+    :param unless: a file with which it does not
+    """
+
+    def __init__(self, refused: int, unless: str = "mended") -> None:
+        super().__init__()
+        self.refused, self.unless = refused, unless
+
+    def reset(self, **kwargs: Any) -> Any:
+        if kwargs.get("seed") == self.refused and not Path(self.unless).exists():
+            raise RuntimeError(f"seed {self.refused} is no good")
+        return super().reset(**kwargs)
+
+
 def refusing() -> RandomTeam:
     raise ValueError("this game\ncannot be made")
 

@@ -11,14 +11,15 @@ from typing import Any
 import optuna
 import pytest
 import yaml
-from commands import hmasd
+from commands import TESTS, hmasd
 from optuna.trial import Trial
 from test_tuning_report import finished_study
 from tuning import SMALL_GAME, quick_options
 
+from hmasd_sb3.tuning import search
 from hmasd_sb3.tuning.confirm import candidates, chosen_trial, confirmed, open_confirmation
 from hmasd_sb3.tuning.report import best_yaml, confirmation_table, summary
-from hmasd_sb3.tuning.study import ORIGIN, RETRY_OF, SharedStudy, load_study
+from hmasd_sb3.tuning.study import ORIGIN, RETRY_OF, SharedStudy, Turn, load_study
 
 ALICE = f"--set=env_kwargs={SMALL_GAME}"
 
@@ -38,10 +39,14 @@ def give_values(confirmation: SharedStudy, values: list[float]) -> None:
     for value in values:
         trial = confirmation.next_trial(100, 100)
         assert isinstance(trial, Trial)
-        trial.set_user_attr("hyperparameters", confirmation.spec.search_space().sample(trial, 4))
-        by_seed = [[0.0, value] for _ in confirmation.spec.seeds]
-        trial.set_user_attr("evaluations", {"steps": [48, 96], "by_seed": by_seed})
-        confirmation.end(trial, value)
+        finish(confirmation, trial, value)
+
+
+def finish(confirmation: SharedStudy, trial: Trial, value: float) -> None:
+    trial.set_user_attr("hyperparameters", confirmation.spec.search_space().sample(trial, 4))
+    by_seed = [[0.0, value] for _ in confirmation.spec.seeds]
+    trial.set_user_attr("evaluations", {"steps": [48, 96], "by_seed": by_seed})
+    confirmation.end(trial, value)
 
 
 def arguments_of(trial: Any) -> Any:
@@ -119,6 +124,120 @@ def test_a_trial_whose_worker_was_killed_still_counts_for_the_one_it_confirms() 
     give_values(confirmation, [0.4, 0.6])
     assert [one.user_attrs.get(RETRY_OF) for one in confirmation.trials()] == [None, None, 0]
     assert {(trial.number, again.number) for trial, again in confirmed(shared)} == {(2, 2), (0, 1)}
+
+
+def test_how_far_ahead_of_the_defaults_each_is() -> None:
+    shared = finished_study(2)
+    confirmation, _ = open_confirmation(shared, 1, 4)
+    confirmation.sign_in()
+    # Seed by seed, over the last third (of four evaluations the last two): 0.5, 0.3, 0.5, 0.3 ahead.
+    for values in ([0.9, 0.6, 0.9, 0.6], [0.4, 0.3, 0.4, 0.3]):
+        trial = confirmation.next_trial(2, 1)
+        assert isinstance(trial, Trial)
+        trial.set_user_attr("hyperparameters", confirmation.spec.search_space().sample(trial, 4))
+        by_seed = [[1.0, 1.0, value - 0.1, value + 0.1] for value in values]
+        trial.set_user_attr("evaluations", {"steps": [24, 48, 72, 96], "by_seed": by_seed})
+        confirmation.end(trial, sum(values) / 4)
+    first, second = confirmation_table(shared)
+    assert first.endswith("   +0.4 ± 0.058 (standard error) against the defaults")  # 0.11547 / 2
+    assert "against" not in second
+
+
+class TestCrashes:
+    def begin(self, confirmation: SharedStudy) -> Trial:
+        trial = confirmation.next_trial(4, 2)
+        assert isinstance(trial, Trial)
+        return trial
+
+    def test_no_other_trial_takes_the_place_of_one_that_crashed(self) -> None:
+        shared = finished_study(4)
+        confirmation, wanted = open_confirmation(shared, 3, 1)
+        assert wanted == 4
+        first = self.begin(confirmation)
+        first.set_user_attr("error", "ValueError: not on this seed\nas it says")
+        confirmation.end(first)  # the first one of all: the others get their turn nevertheless
+        give_values(confirmation, [0.2, 0.4])
+        last = self.begin(confirmation)
+        assert confirmation.next_trial(4, 2) is Turn.WAIT  # its worker may be killed, and then it is asked for again
+        finish(confirmation, last, 0.1)
+        assert confirmation.next_trial(4, 2) is Turn.DONE
+        assert len(confirmation.trials()) == 4
+        assert [trial.number for trial, _ in confirmed(shared)] == [1, 2, 0]
+        assert confirmation_table(shared)[-1] == "  trial    3   crashed: ValueError: not on this seed"
+        assert "# On new seeds: trial    3   crashed: ValueError" in best_yaml(shared)
+
+    def test_it_is_asked_for_again_by_the_same_command(self) -> None:
+        shared = finished_study(3)
+        confirmation, _ = open_confirmation(shared, 2, 1)
+        confirmation.end(self.begin(confirmation))
+        give_values(confirmation, [0.2, 0.4])
+        again, wanted = open_confirmation(shared, 2, 1)
+        assert (wanted, len(again.trials())) == (3, 4)
+        give_values(again, [0.6])
+        assert [trial.number for trial, _ in confirmed(shared)] == [2, 0, 1]
+        assert len(confirmation_table(shared)) == 3
+
+    def test_too_many_in_a_row_are_too_many(self) -> None:
+        confirmation, _ = open_confirmation(finished_study(4), 3, 1)
+        for _ in range(2):
+            confirmation.end(self.begin(confirmation))
+        assert confirmation.next_trial(4, 2) is Turn.BROKEN
+
+    def test_the_command_says_so_and_goes_on_once_it_is_mended(
+        self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]))
+        options = ["--env=cli_games:PickyTeam", "--set=env_kwargs={refused: 4}", "--metric=return", "--trials=1"]
+        command = ["tune", *quick_options(*options, "--out=o", "--confirm=1", "--confirm-seeds=1")]
+        assert hmasd(*command) == 4
+        out = capfd.readouterr().out
+        assert "Stopped. Traceback" in out
+        assert "trial 0 failed: RuntimeError: seed 4 is no good" in out
+        assert "Chosen by the seeds of the search alone" in out
+        Path("mended").touch()
+        assert hmasd(*command) == 0
+        out = capfd.readouterr().out
+        assert "The best, trained again on new seeds:" in out
+        assert "Chosen by the seeds of the search alone" not in out
+
+
+def test_defaults_that_were_pruned_are_trained_again_all_the_same() -> None:
+    shared = finished_study(0)
+    pruned = shared.next_trial(100, 100)
+    assert isinstance(pruned, Trial)
+    pruned.set_user_attr("hyperparameters", shared.spec.search_space().sample(pruned, 4))
+    pruned.set_user_attr("evaluations", {"steps": [48], "by_seed": [[0.0], [0.0]]})
+    pruned.report(0.0, 48)
+    shared.end(pruned, pruned=True)
+    assert candidates(shared, 2) == []  # there is nothing to compare
+    finished_study(2)
+    assert [trial.number for trial in candidates(shared, 1)] == [2, 0]
+    confirmation, _ = open_confirmation(shared, 1, 1)
+    give_values(confirmation, [0.2, 0.4])
+    chosen = chosen_trial(shared)
+    assert chosen is not None
+    assert chosen.number == 0
+    assert "# Value 0 (pruned at step 48): the last third of" in best_yaml(shared)
+
+
+def test_the_time_allowed_is_that_of_search_and_confirmation_together(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines = []
+
+    def noting(shared: SharedStudy, command: Any, stop: Any) -> int:
+        deadlines.append(command.deadline)
+        return supervise(shared, command, stop)
+
+    supervise = search._supervise
+    monkeypatch.setattr(search, "_supervise", noting)
+    command = ["tune", *quick_options(ALICE, "--trials=1", "--out=o", "--confirm-seeds=1")]
+    assert hmasd(*command, "--confirm=1", "--timeout=300") == 0
+    assert len(deadlines) == 2
+    assert deadlines[0] == deadlines[1]
+    capfd.readouterr()
+    assert hmasd(*command, "--confirm=2", "--timeout=0") == 0
+    assert "Chosen by the seeds of the search alone" in capfd.readouterr().out
 
 
 def test_the_command_ends_with_it_and_does_it_once(capfd: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def tune(
             help="Train the best N trials, and the defaults, again on new seeds, and choose by these; 0: not.",
         ),
     ] = 3,
-    confirm_seeds: Annotated[int, typer.Option(min=1, metavar="N", help="New seeds for each of them.")] = 3,
+    confirm_seeds: Annotated[int, typer.Option(min=1, metavar="N", help="New seeds for each of them.")] = 8,
     max_failures: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Stop after so many crashes in a row; after one while no trial has a value."),

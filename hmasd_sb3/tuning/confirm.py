@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hmasd_sb3.tuning.study import CONFIRMS, DEFAULTS, ORIGIN, SharedStudy, load_study, open_study
+from hmasd_sb3.tuning.study import CONFIRMS, DEFAULTS, ORIGIN, SharedStudy, has_crashed, has_value, load_study, open_study
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -24,9 +24,10 @@ def ranked(shared: SharedStudy) -> list[FrozenTrial]:
 
 
 def candidates(shared: SharedStudy, number: int) -> list[FrozenTrial]:
-    """The best ``number`` complete trials, and the defaults to compare them with."""
-    trials = ranked(shared)
-    return trials[:number] + [trial for trial in trials[number:] if trial.user_attrs.get(ORIGIN) == DEFAULTS]
+    """The best ``number`` complete trials, and the defaults to compare them with, even if these were pruned."""
+    best = ranked(shared)[:number]
+    defaults = (trial for trial in shared.trials() if trial.user_attrs.get(ORIGIN) == DEFAULTS and has_value(trial))
+    return best + [trial for trial in defaults if best and trial not in best]
 
 
 def open_confirmation(shared: SharedStudy, number: int, n_seeds: int) -> tuple[SharedStudy, int]:
@@ -50,14 +51,28 @@ def confirmed(shared: SharedStudy) -> list[tuple[FrozenTrial, FrozenTrial]]:
 
     Nothing as long as some are not done, or once the study has got more trials.
     """
+    confirmation = _finished_confirmation(shared)
+    by_number = {trial.number: trial for trial in shared.trials()}
+    again = [] if confirmation is None else ranked(confirmation)
+    return [(by_number[trial.user_attrs[CONFIRMS]], trial) for trial in again]
+
+
+def crashed_again(shared: SharedStudy) -> list[FrozenTrial]:
+    """The trials that crashed when they were trained again, as they were then: these cannot be chosen."""
+    confirmation = _finished_confirmation(shared)
+    if confirmation is None:
+        return []
+    done = {trial.user_attrs[CONFIRMS] for trial in ranked(confirmation)}
+    crashed = {trial.user_attrs[CONFIRMS]: trial for trial in confirmation.trials() if has_crashed(trial)}
+    return [trial for number, trial in crashed.items() if number not in done]
+
+
+def _finished_confirmation(shared: SharedStudy) -> SharedStudy | None:
     found = shared.study.user_attrs.get(_CONFIRMATION)
     if found is None or found["of"] != shared.n_finished():
-        return []
+        return None
     confirmation = load_study(shared.place, found["study"], 0)
-    if any(not trial.state.is_finished() for trial in confirmation.trials() if CONFIRMS in trial.user_attrs):
-        return []
-    by_number = {trial.number: trial for trial in shared.trials()}
-    return [(by_number[trial.user_attrs[CONFIRMS]], trial) for trial in ranked(confirmation) if CONFIRMS in trial.user_attrs]
+    return confirmation if all(trial.state.is_finished() for trial in confirmation.trials()) else None
 
 
 def chosen_trial(shared: SharedStudy) -> FrozenTrial | None:

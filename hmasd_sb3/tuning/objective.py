@@ -117,15 +117,11 @@ class Objective:
         return value
 
     def value(self, measured: Sequence[Sequence[float]]) -> float:
-        """A trial's value after some evaluations.
-
-        The last third of the evaluations counts (rounded up), so that a single lucky one does not; then the seeds are
-        put together.
+        """A trial's value after some evaluations: those of its seeds put together.
 
         :param measured: (seeds, evaluations)
         """
-        tail = math.ceil(len(measured[0]) / 3)
-        return AGGREGATES[self.aggregate]([float(np.mean(values[-tail:])) for values in measured])
+        return AGGREGATES[self.aggregate](seed_values(measured))
 
     def _config_of(self, seed: int, hyperparameters: dict[str, Any]) -> RunConfig:
         return RunConfig(**{**vars(self.config), "seed": seed, "hyperparameters": hyperparameters})
@@ -133,6 +129,15 @@ class Objective:
     def _check_stop(self) -> None:
         if self.stop is not None and self.stop.requested:
             raise TrialInterrupted
+
+
+def seed_values(measured: Sequence[Sequence[float]]) -> list[float]:
+    """What each seed is worth: the mean of the last third of its evaluations (rounded up), so that no single one decides.
+
+    :param measured: (seeds, evaluations)
+    """
+    tail = math.ceil(len(measured[0]) / 3)
+    return [float(np.mean(values[-tail:])) for values in measured]
 
 
 def make_objective(

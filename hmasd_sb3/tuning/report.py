@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.files import replace_atomically, write_json
 from hmasd_sb3.running.folder import git_commit
 from hmasd_sb3.running.versions import versions
-from hmasd_sb3.tuning.confirm import chosen_trial, confirmed, ranked
-from hmasd_sb3.tuning.objective import ERROR, EVALUATIONS, HYPERPARAMETERS, SECONDS
-from hmasd_sb3.tuning.study import CRASHED, KIND, ORIGIN, RETRY_OF, SharedStudy
+from hmasd_sb3.tuning.confirm import chosen_trial, confirmed, crashed_again, ranked
+from hmasd_sb3.tuning.objective import ERROR, EVALUATIONS, HYPERPARAMETERS, SECONDS, seed_values
+from hmasd_sb3.tuning.study import CONFIRMS, CRASHED, DEFAULTS, KIND, ORIGIN, RETRY_OF, SharedStudy
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -87,14 +89,19 @@ def best_yaml(shared: SharedStudy) -> str:
     lines = [
         f"# Trial {best.number}{origin} of the study {shared.study.study_name!r} in {shared.place.shown}, "
         f"{_chosen_of(shared)}.",
-        f"# Value {best.value:.4g}: the last third of {spec.n_evaluations} evaluations of {spec.n_eval_episodes} episodes "
-        f"each, {spec.aggregate} over seeds, {spec.total_timesteps:,} environment steps per seed.",
+        f"# Value {best.value:.4g}{_pruned(best)}: the last third of {spec.n_evaluations} evaluations of "
+        f"{spec.n_eval_episodes} episodes each, {spec.aggregate} over seeds, {spec.total_timesteps:,} steps per seed.",
         f"# Last evaluation by seed: {last}. The best of many was also lucky: judge it by seeds that it was not chosen by.",
         *(f"# On new seeds: {line.strip()}" for line in confirmation_table(shared)),
         f"# {made}",
     ]
     text: str = yaml.safe_dump({spec.env: settings}, sort_keys=False, default_flow_style=False)
     return "\n".join(lines) + "\n" + text
+
+
+def _pruned(trial: FrozenTrial) -> str:
+    """Also the defaults are trained again after they were pruned, and may be chosen then."""
+    return f" (pruned at step {trial.last_step:,})" if trial.state.name == "PRUNED" else ""
 
 
 def _chosen_of(shared: SharedStudy) -> str:
@@ -124,8 +131,14 @@ def table(shared: SharedStudy, n_rows: int = 5) -> list[str]:
 
 
 def confirmation_table(shared: SharedStudy) -> list[str]:
-    """What trials came to that were trained again, one line each."""
-    return [_row(trial, again) for trial, again in confirmed(shared)]
+    """What trials came to that were trained again, one line each, compared with the defaults."""
+    pairs = confirmed(shared)
+    defaults = next((again for trial, again in pairs if trial.user_attrs.get(ORIGIN) == DEFAULTS), None)
+    crashed = []
+    for again in crashed_again(shared):
+        error = str(again.user_attrs.get(ERROR, "no error was kept")).splitlines()[0]
+        crashed.append(f"  trial {again.user_attrs[CONFIRMS]:>4}   crashed: {error}")
+    return [_row(trial, again) + _ahead(again, defaults) for trial, again in pairs] + crashed
 
 
 def _row(trial: FrozenTrial, measured: FrozenTrial) -> str:
@@ -133,6 +146,18 @@ def _row(trial: FrozenTrial, measured: FrozenTrial) -> str:
     last = " ".join(f"{values[-1]:.3g}" for values in by_seed)
     origin = f"  {trial.user_attrs[ORIGIN]}" if ORIGIN in trial.user_attrs else ""
     return f"  trial {trial.number:>4}   value {measured.value:>8.4g}   last evaluation by seed: {last}{origin}"
+
+
+def _ahead(trial: FrozenTrial, defaults: FrozenTrial | None) -> str:
+    """How far a trial is ahead of the defaults on the same seeds, and the standard error of that."""
+    if defaults is None or trial.number == defaults.number:
+        return ""
+    mine, theirs = (np.array(seed_values(one.user_attrs[EVALUATIONS]["by_seed"])) for one in (trial, defaults))
+    ahead = mine - theirs
+    if len(ahead) < 2:
+        return ""
+    error = ahead.std(ddof=1) / math.sqrt(len(ahead))
+    return f"   {ahead.mean():+.3g} ± {error:.2g} (standard error) against the defaults"
 
 
 def write_files(shared: SharedStudy, out: Path) -> list[Path]:

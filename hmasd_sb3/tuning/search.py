@@ -16,7 +16,7 @@ from hmasd_sb3.monitoring.stopping import StopRequest
 from hmasd_sb3.running.config import Request, RunConfig, read_request
 from hmasd_sb3.running.errors import BROKE_DOWN, DONE, FAILED, SIGNAL_BASE, InputError
 from hmasd_sb3.running.options import TrainOptions
-from hmasd_sb3.tuning.confirm import candidates, chosen_trial, open_confirmation, ranked
+from hmasd_sb3.tuning.confirm import candidates, chosen_trial, confirmed, open_confirmation, ranked
 from hmasd_sb3.tuning.objective import AGGREGATES, ERROR, METRICS, SECONDS, Objective
 from hmasd_sb3.tuning.plots import plot_study
 from hmasd_sb3.tuning.pool import STORAGE_VARIABLE, Pool, WorkerOptions
@@ -60,7 +60,7 @@ class TuneOptions:
     paper_first: str | None = None
     vary: int | None = None
     confirm: int = 3
-    confirm_seeds: int = 3
+    confirm_seeds: int = 8
     max_failures: int = 3
     timeout: float | None = None
     study: str | None = None
@@ -78,6 +78,8 @@ class _Command:
     study: str
     storage: str
     out: Path
+    deadline: float | None
+    """``time.time()`` after which no trial is begun."""
     first_trials: dict[str, dict[str, Any]]
     note: str
     """Lines about what was taken without being asked for."""
@@ -193,7 +195,8 @@ def _read(options: TuneOptions) -> _Command:
         raise InputError(" ".join(str(error).split())) from error
     study = options.study or f"hmasd-{name}"
     storage = options.storage or str(out / "study.journal")
-    return _Command(options, spec, config.n_workers, study, storage, out, first_trials, request.note)
+    deadline = None if options.timeout is None else time.time() + options.timeout
+    return _Command(options, spec, config.n_workers, study, storage, out, deadline, first_trials, request.note)
 
 
 def _make_folder(out: Path) -> None:
@@ -254,7 +257,7 @@ def _supervise(shared: SharedStudy, command: _Command, stop: StopRequest) -> int
         pruner=options.pruner,
         entropy=[options.seed],
         n_workers=command.n_workers,
-        deadline=None if options.timeout is None else started + options.timeout,
+        deadline=command.deadline,
     )
     known = {trial.number for trial in shared.trials() if trial.state.is_finished()}
     done_before = shared.n_finished()
@@ -291,6 +294,9 @@ def _confirm(shared: SharedStudy, command: _Command, stop: StopRequest) -> int:
     options = replace(options, trials=wanted, pruner="none")
     code = _supervise(again, replace(command, study=again.study.study_name, options=options), stop)
     again.put_away_dead()
+    if again.last_failure() is not None and (code != DONE or not again.n_finished()):
+        _say(f"Stopped. {describe_failure(again)}")
+        return BROKE_DOWN if code == DONE else code
     return code
 
 
@@ -313,7 +319,7 @@ def _line(trial: FrozenTrial, shared: SharedStudy, done: int, wanted: int, secon
 
 
 def _conclude(shared: SharedStudy, command: _Command, code: int) -> None:
-    if code in (FAILED, BROKE_DOWN) and counts(shared).get(CRASHED):
+    if code in (FAILED, BROKE_DOWN) and counts(shared).get(CRASHED) and shared.n_finished() < command.options.trials:
         _say(f"Stopped. {describe_failure(shared)}")
     ends = ", ".join(f"{number} {state}" for state, number in sorted(counts(shared).items()))
     _say(f"Trials: {ends or 'none'}.")
@@ -325,6 +331,8 @@ def _conclude(shared: SharedStudy, command: _Command, code: int) -> None:
     again = confirmation_table(shared)
     for line in [*table(shared), *(["The best, trained again on new seeds:", *again] if again else [])]:
         _say(line)
+    if command.options.confirm and not confirmed(shared) and chosen_trial(shared) is not None:
+        _say("Chosen by the seeds of the search alone, which favour the lucky: the best were not trained again on new ones.")
     _say(f"Written: {', '.join(str(path) for path in files)}")
     if chosen_trial(shared) is not None:
         arguments = ["hmasd", "train", "--config", str(command.out / "best.yml"), "--env", command.spec.env]

@@ -32,6 +32,8 @@ SPEC = "hmasd_tune"
 WORKER, KIND, RETRY_OF, ATTEMPT, ORIGIN = "worker", "kind", "retry_of", "attempt", "origin"
 CONFIRMS = "confirms"
 """Number of the trial, in another study, whose arguments a trial has."""
+QUEUED_ONLY = "queued_only"
+"""Attribute of a study all of whose trials were asked for: no sampler adds any."""
 DEFAULTS = "defaults"
 """Origin of the trial that the defaults, or the shipped settings, make."""
 KILLED, INTERRUPTED, CRASHED = "killed", "interrupted", "crashed"
@@ -114,7 +116,7 @@ class SharedStudy:
 
     def n_finished(self) -> int:
         """Trials that have a value: complete or pruned."""
-        return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in self.trials())
+        return sum(map(has_value, self.trials()))
 
     def sign_in(self) -> None:
         """Be known as alive, for as long as this process is."""
@@ -154,8 +156,8 @@ class SharedStudy:
             self._enqueue(params, _beyond(space, arguments), f"{origin}, varied in {', '.join(free)}")
 
     def enqueue_again(self, trial: FrozenTrial) -> None:
-        """Let an early trial be one of another study with the same space, unless it was asked for before."""
-        if all(one.user_attrs.get(CONFIRMS) != trial.number for one in self.trials()):
+        """Let an early trial be one of another study with the same space, unless it was asked for before and did not crash."""
+        if all(one.user_attrs.get(CONFIRMS) != trial.number or has_crashed(one) for one in self.trials()):
             kept = {name: trial.user_attrs[name] for name in (SETTINGS,) if name in trial.user_attrs}
             self.study.enqueue_trial(
                 trial.params, user_attrs={**kept, CONFIRMS: trial.number, ORIGIN: f"trial {trial.number}"}
@@ -168,19 +170,23 @@ class SharedStudy:
         """Begin a trial, unless enough have a value or are at work.
 
         :param n_trials: how many are to have a value in the end
-        :param max_failures: so many failures in a row, and no further trial is begun
+        :param max_failures: so many failures in a row, and no further trial is begun; one is enough while none has a value,
+            unless all trials were asked for: the others may well do better then
         """
         with self.place.leases.exclusive():
             self._put_away_dead()
             trials = self.trials()
-            finished = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
+            finished = sum(map(has_value, trials))
             running = sum(trial.state.name == "RUNNING" for trial in trials)
+            queued_only = self.study.user_attrs.get(QUEUED_ONLY, False)
             if finished >= n_trials:
                 return Turn.DONE
-            if self.failures_in_a_row() >= (max_failures if finished else 1):
+            if self.failures_in_a_row() >= (max_failures if finished or queued_only else 1):
                 return Turn.BROKEN
             if finished + running >= n_trials:
                 return Turn.WAIT
+            if queued_only and not any(trial.state.name == "WAITING" for trial in trials):
+                return Turn.WAIT if running else Turn.DONE
             trial = self.study.ask()
             trial.set_user_attr(WORKER, self.worker)
             return trial
@@ -192,12 +198,12 @@ class SharedStudy:
         for trial in sorted(ended, key=lambda one: str(one.datetime_complete), reverse=True):
             if trial.state.name != "FAIL":
                 break
-            count += trial.user_attrs.get(KIND, CRASHED) == CRASHED
+            count += has_crashed(trial)
         return count
 
     def last_failure(self) -> FrozenTrial | None:
         """The latest crash."""
-        crashed = [t for t in self.trials() if t.state.name == "FAIL" and t.user_attrs.get(KIND, CRASHED) == CRASHED]
+        crashed = [trial for trial in self.trials() if has_crashed(trial)]
         return max(crashed, key=lambda one: str(one.datetime_complete), default=None)
 
     def end(self, trial: Trial, value: float | None = None, pruned: bool = False) -> None:
@@ -254,6 +260,16 @@ class SharedStudy:
         self.study.tell(trial.number, state=TrialState.FAIL)
 
 
+def has_value(trial: FrozenTrial) -> bool:
+    """Whether a trial is complete or pruned."""
+    return trial.state.name in ("COMPLETE", "PRUNED")
+
+
+def has_crashed(trial: FrozenTrial) -> bool:
+    """Whether a trial failed by itself: neither was its worker killed nor was it interrupted."""
+    return trial.state.name == "FAIL" and bool(trial.user_attrs.get(KIND, CRASHED) == CRASHED)
+
+
 def _beyond(space: SearchSpace, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those arguments that are not searched."""
     return {name: value for name, value in arguments.items() if name not in space.ranges}
@@ -273,7 +289,7 @@ def open_study(
     :param first_trials: arguments of ``HMASD`` that a new study tries first, by what they are called
     :param n_variations: how many trials after these vary the first of them
     :param seed: by which these are drawn
-    :param again: trials of another study that this one is to have as well
+    :param again: trials of another study that this one is to have; a new one then has no others
     :return: the study, and whether it is new
     :raises InputError: if there is a study of that name whose trials were made otherwise, naming the differences
     """
@@ -287,6 +303,7 @@ def open_study(
             study = optuna.create_study(study_name=name, storage=place.storage, direction="maximize")
         is_new = SPEC not in study.user_attrs and not study.get_trials(deepcopy=False)
         if is_new:
+            study.set_user_attr(QUEUED_ONLY, bool(again))
             study.set_user_attr(SPEC, json.dumps(asdict(spec)))
         elif SPEC not in study.user_attrs:
             raise InputError(f"--study {name}: the study in {place.shown} was not made by hmasd tune; choose another name.")
