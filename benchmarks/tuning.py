@@ -30,7 +30,7 @@ from measuring import Results, count, output_options, publish, table
 from hmasd_sb3 import paper_settings
 from hmasd_sb3.running.config import RunConfig
 from hmasd_sb3.tuning.confirm import chosen_trial, confirmed
-from hmasd_sb3.tuning.report import state_of
+from hmasd_sb3.tuning.report import confirmation_table, state_of
 from hmasd_sb3.tuning.storage import open_storage
 from hmasd_sb3.tuning.study import ORIGIN, RETRY_OF, WORKER, load_study
 from hmasd_sb3.tuning.training import Training
@@ -85,7 +85,9 @@ def search(kind: str, args: argparse.Namespace) -> dict[str, Any]:
                 "again": next((again.value for trial, again in confirmed(shared) if trial.number == best.number), None),
                 "hyperparameters": best.user_attrs["hyperparameters"],
             },
+            "trials": [(trial.number, state_of(trial), trial.value, trial.user_attrs.get(ORIGIN)) for trial in trials],
             "luckiest": max(float(trial.value or 0.0) for trial in trials if trial.state.name == "COMPLETE"),
+            "confirmed": confirmation_table(shared),
             "defaults": next(
                 (t.value for t in trials if t.user_attrs.get(ORIGIN) == "defaults" and t.value is not None), None
             ),
@@ -132,6 +134,16 @@ def play(hyperparameters: dict[str, Any], seed: int, args: argparse.Namespace) -
     return outcome
 
 
+def configurations_of(results: Results, studies: list[str]) -> dict[str, dict[str, Any]]:
+    """What is compared, by name: the same once, whether one study chose it, or several, or all of them the defaults."""
+    configurations: dict[str, dict[str, Any]] = {"paper's setting": paper_settings("alice_and_bob", N_ENVS), "defaults": {}}
+    for kind in studies:
+        best = results.parts[kind]["best"]
+        if best["origin"] != "defaults" and best["hyperparameters"] not in configurations.values():
+            configurations[f"best of {kind}"] = best["hyperparameters"]
+    return configurations
+
+
 def lines_of(results: Results, studies: list[str], configurations: list[str], seeds: list[int]) -> list[str]:
     """The tables."""
     header = ["study", "minutes", "trials by end", "killed", "tried again as", "lost", "value of defaults", "highest value"]
@@ -161,6 +173,7 @@ def lines_of(results: Results, studies: list[str], configurations: list[str], se
         rows.append(row)
     lines += table(["configuration", "sampled, by new seed", "mean", "deterministic, by new seed", "mean"], rows)
     for kind in studies:
+        lines += ["", f"Trained again by {kind}:", "", *(f"    {line.strip()}" for line in results.parts[kind]["confirmed"])]
         lines += ["", f"Best of {kind}: `{json.dumps(results.parts[kind]['best']['hyperparameters'])}`"]
     return lines
 
@@ -172,9 +185,9 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--total-timesteps", type=int, default=100_000, help="per trial and seed")
-    parser.add_argument("--seeds", type=int, default=1, help="per trial; the budget is that of each")
+    parser.add_argument("--seeds", type=int, default=3, help="per trial; the budget is that of each")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--new-seeds", type=int, default=5, help="to compare the best configurations by")
+    parser.add_argument("--new-seeds", type=int, default=10, help="to compare the best configurations by")
     parser.add_argument("--episodes", type=int, default=100, help="per new seed")
     output_options(parser)
     args = parser.parse_args()
@@ -188,8 +201,7 @@ def main() -> None:
     results = Results(args.out / "tuning.json", options, args.resume)
     for kind in studies:
         results.measured(kind, lambda kind=kind: search(kind, args))  # type: ignore[misc]
-    configurations = {f"best of {kind}": results.parts[kind]["best"]["hyperparameters"] for kind in studies}
-    configurations |= {"paper's setting": paper_settings("alice_and_bob", N_ENVS), "defaults": {}}
+    configurations = configurations_of(results, studies)
     seeds = [FIRST_NEW_SEED + number for number in range(args.new_seeds)]
     for seed in seeds:
         for name, hyperparameters in configurations.items():

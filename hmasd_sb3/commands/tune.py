@@ -61,7 +61,7 @@ def tune(
         int, typer.Option(min=1, metavar="N", help="Trials that have a value in the end, complete or pruned, of all workers.")
     ] = 50,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that try at the same time.")] = 1,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings per trial, of seeds 0 to N - 1.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings per trial, of seeds 0 to N - 1.")] = 3,
     n_evaluations: Annotated[int, typer.Option(min=1, metavar="N", help="Evaluations per training, evenly spread.")] = 8,
     eval_episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes per evaluation and seed.")] = 32,
     aggregate: Annotated[

@@ -138,14 +138,14 @@ def confirmation_table(shared: SharedStudy) -> list[str]:
     for again in crashed_again(shared):
         error = str(again.user_attrs.get(ERROR, "no error was kept")).splitlines()[0]
         crashed.append(f"  trial {again.user_attrs[CONFIRMS]:>4}   crashed: {error}")
-    return [_row(trial, again) + _ahead(again, defaults) for trial, again in pairs] + crashed
+    return [_row(trial, again, _ahead(again, defaults)) for trial, again in pairs] + crashed
 
 
-def _row(trial: FrozenTrial, measured: FrozenTrial) -> str:
+def _row(trial: FrozenTrial, measured: FrozenTrial, remark: str = "") -> str:
     by_seed = measured.user_attrs.get(EVALUATIONS, {}).get("by_seed", [])
     last = " ".join(f"{values[-1]:.3g}" for values in by_seed)
     origin = f"  {trial.user_attrs[ORIGIN]}" if ORIGIN in trial.user_attrs else ""
-    return f"  trial {trial.number:>4}   value {measured.value:>8.4g}   last evaluation by seed: {last}{origin}"
+    return f"  trial {trial.number:>4}   value {measured.value:>8.4g}   last evaluation by seed: {last}{remark}{origin}"
 
 
 def _ahead(trial: FrozenTrial, defaults: FrozenTrial | None) -> str:

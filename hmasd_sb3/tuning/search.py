@@ -46,7 +46,7 @@ class TuneOptions:
     n_workers: int | None = None
     trials: int = 50
     workers: int = 1
-    seeds: int = 2
+    seeds: int = 3
     n_evaluations: int = 8
     eval_episodes: int = 32
     aggregate: str = "mean"
