@@ -140,6 +140,8 @@ def step_of(checkpoint: Path | None) -> int:
 
 def describe_end(code: int) -> str:
     """What an exit code says, such as "was killed by SIGKILL"."""
+    if code in (SIGNAL_BASE + signal.SIGINT, SIGNAL_BASE + signal.SIGTERM):
+        return f"was stopped by {signal.Signals(code - SIGNAL_BASE).name}"
     if code >= 0:
         return f"ended with exit code {code}"
     try:

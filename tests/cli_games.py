@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from teams import RandomTeam
 class FaultyTeam(RandomTeam):
     """A team of noise with a fault at its ``at``-th step.
 
-    :param fault: "raise", "nan", "kill" (SIGKILL), "sleep"
+    :param fault: "raise", "exit", "nan", "kill" (SIGKILL), "sleep"
     :param once: a file that remembers that it has happened; None: it happens every time
     :param at: step of this environment, over all episodes of this process; 0: never
     """
@@ -38,6 +39,8 @@ class FaultyTeam(RandomTeam):
                 time.sleep(60)
             if self.fault == "nan":
                 observation["obs"] = np.full_like(observation["obs"], np.nan)
+            if self.fault == "exit":
+                sys.exit(0)
             if self.fault == "raise":
                 raise RuntimeError("the game broke")
         return observation, reward, terminated, truncated, info

@@ -116,6 +116,12 @@ def test_play_ends_in_time() -> None:
     assert 5 <= report.steps <= 40
 
 
+def test_a_game_that_ends_the_program() -> None:
+    config = RunConfig(env="cli_games:FaultyTeam", env_kwargs={"fault": "exit", "at": 3})
+    (error,) = try_environment(config, 50).errors
+    assert "raised SystemExit: 0" in error.what
+
+
 def test_a_slow_beginning_still_leaves_some_steps() -> None:
     slow = RunConfig(env="cli_games:SlowToBegin", env_kwargs={"first": 0.15})
     report = try_environment(slow, 10_000, 0.1)

@@ -119,13 +119,14 @@ class TestEnds:
     def test_nan_and_broken_games_have_codes_of_their_own(self, capsys: pytest.CaptureFixture[str]) -> None:
         for fault, code, message in (
             ("nan", 3, "Environment 0 returned NaN or infinity"),
+            ("exit", 4, "an environment raised SystemExit: 0"),
             ("raise", 4, "an environment raised RuntimeError: the game broke"),
         ):
             arguments = ["--total-timesteps", LONG, "--set", f"env_kwargs={{fault: {fault}, at: 30}}"]
             assert hmasd("train", *FAULTY, *arguments, "--run-dir", fault) == code
             err = capsys.readouterr().err
             assert f"Error: {message}" in err
-            assert ("Traceback" in err) == (fault == "raise")
+            assert ("Traceback" in err) == (fault != "nan")
             assert [step_of(path) for path in checkpoints(Path(fault))][-1] == 96
         arguments = [*arguments, "--n-workers", "1", "--run-dir", "worker"]
         assert hmasd("train", *FAULTY, *arguments) == 4

@@ -81,6 +81,15 @@ def test_options_beside_it_change_settings(first: Path) -> None:
     assert not same_parameters(first / "model.zip", Path("second/model.zip"))
 
 
+def test_another_game_does_not_get_the_arguments_of_the_first(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    game = ["--env", "cli_games:SlowTeam", "--set", "env_kwargs={}", "--set", "gamma=0.8"]
+    for arguments in (game[:2], game):
+        assert hmasd(*AGAIN, "--from", "first", *arguments, "--no-check") == 0
+        assert "had in first are not those of cli_games:SlowTeam" in capsys.readouterr().err
+    configs = [content(run)["run"] for run in sorted(Path("runs").iterdir())]
+    assert [(config["env"], config["env_kwargs"]) for config in configs] == [("cli_games:SlowTeam", {})] * 2
+
+
 def test_the_new_run_gets_a_folder_below_runs(first: Path) -> None:
     assert hmasd(*AGAIN, "--from", "first", "--total-timesteps", "48") == 0
     (run,) = Path("runs").iterdir()

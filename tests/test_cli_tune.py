@@ -153,6 +153,19 @@ def test_ctrl_c_puts_trials_back_and_the_same_command_goes_on() -> None:
     assert json.loads(Path("out/study.json").read_text())["best"] is None
 
 
+def test_a_worker_that_is_asked_to_end_is_not_the_end_of_the_study() -> None:
+    """As tools do that end programs before memory runs out."""
+    slow = ["--env=cli_games:SlowTeam", "--metric=return", "--total-timesteps=240", "--n-evaluations=6"]
+    process = start(*quick_options(*slow), "--storage=s.journal", STUDY, "--trials=2", "--out=out")
+    looking = Looking("s.journal")
+    wait_until(looking.halfway, process)
+    os.kill(pid_of(looking.halfway()[0]), signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "was stopped by SIGTERM; another takes its place" in out
+    assert sorted(looking.states()) == ["complete", "complete", "interrupted"]
+
+
 def test_workers_end_with_their_supervisor() -> None:
     process = start(
         *quick_options(ALICE, "--total-timesteps=100000000"), "--storage=s.journal", STUDY, "--workers=1", "--vary=0"
@@ -179,6 +192,11 @@ class TestFaults:
         assert {row["state"] for row in rows} <= {"crashed", "interrupted", "waiting"}
         assert rows[0]["error"] == "RuntimeError: the game broke"
         assert rows[0]["n_steps"] == "12"
+
+    def test_a_game_that_exits_is_a_crash(self, capfd: pytest.CaptureFixture[str]) -> None:
+        arguments = [*quick_options("--env=cli_games:FaultyTeam", "--metric=return"), "--out=out", "--trials=9"]
+        assert hmasd("tune", *arguments, "--set=env_kwargs={at: 10, fault: exit}") == 4
+        assert "trial 0 failed: SystemExit: 0" in capfd.readouterr().out
 
     @pytest.mark.slow
     def test_workers_that_die_again_and_again(self, capfd: pytest.CaptureFixture[str]) -> None:

@@ -157,14 +157,15 @@ class TestValue:
 
 
 class TestFaults:
-    @pytest.mark.parametrize("fault", ["nan", "raise"])
+    @pytest.mark.parametrize("fault", ["nan", "raise", "exit"])
     def test_a_crash_is_marked_failed_with_its_error(self, fault: str) -> None:
         study = new_study()
         make = partial(FaultyTeam, fault=fault, at=20)
         study.optimize(quick_objective(make), n_trials=2, catch=(Exception,))
         for trial in study.trials:
             assert trial.state.name == "FAIL"
-            assert ("the game broke" if fault != "nan" else "NaN or infinity") in trial.user_attrs["error"]
+            text = {"nan": "NaN or infinity", "raise": "the game broke", "exit": "SystemExit: 0"}[fault]
+            assert text in trial.user_attrs["error"]
             assert "Traceback" in trial.user_attrs["traceback"]
             assert trial.user_attrs["hyperparameters"]["n_steps"] == 12
             assert trial.value is None

@@ -67,11 +67,11 @@ def _carry_out(work: Callable[[], Outcome], verbose: bool) -> Outcome:
         if verbose:
             traceback.print_exc()
         return Outcome(fail(WRONG_INPUT, str(error)), {"error": str(error)})
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the latter is a game's: nothing here raises it
         return Outcome(report(error), {"error": describe(error)[1]})
 
 
-def report(error: Exception) -> int:
+def report(error: BaseException) -> int:
     """Say what ended a training, and give the exit code for it."""
     code, text, expected = describe(error)
     if not expected:
@@ -79,7 +79,7 @@ def report(error: Exception) -> int:
     return fail(code, text)
 
 
-def describe(error: Exception) -> tuple[int, str, bool]:
+def describe(error: BaseException) -> tuple[int, str, bool]:
     """The exit code for an error, one line about it, and whether that line says it all."""
     from hmasd_sb3.policies.flat import NonFiniteError
     from hmasd_sb3.running.blame import raised_by_environment

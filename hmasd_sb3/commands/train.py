@@ -148,7 +148,7 @@ def _train(options: TrainOptions, found: list[RunFolder]) -> Outcome:
         code = _carry_out(options, found)
     except InputError:
         raise
-    except Exception as reason:
+    except (Exception, SystemExit) as reason:  # a game that calls sys.exit(0) has not trained anything
         code, error = report(reason), describe(reason)[1]
     answer: dict[str, Any] = run_answer(found[0]) if found and found[0].holds_run else {}
     return Outcome(code, answer if error is None else {"error": error, **answer})

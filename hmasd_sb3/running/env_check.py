@@ -120,7 +120,7 @@ def try_environment(config: RunConfig, max_steps: int = MAX_STEPS, max_seconds: 
             with closing(TrialTeam(config.env, config.env_kwargs)) as team:
                 report.doing = "the first reset"
                 _try(team, config, report, max_steps, max_seconds)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             refused = report.doing == MAKING and isinstance(error, REFUSALS)
             if refused or not raised_by_environment(error):
                 raise

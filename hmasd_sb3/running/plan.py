@@ -102,6 +102,12 @@ def _run_to_repeat(options: TrainOptions) -> tuple[RunConfig | None, tuple[str, 
     commit = folder.changed_commit()
     if commit is not None:
         warnings.append(f"another git commit than that of {folder.path}, so results may differ: {commit}.")
+    if options.env not in (None, config.env) and config.env_kwargs:
+        warnings.append(
+            f"the arguments {config.env_kwargs} that {config.env} had in {folder.path} are not those of {options.env}, which "
+            "gets none but by --set env_kwargs={...}."
+        )
+        config = replace(config, env_kwargs={})
     return config, tuple(warnings)
 
 

@@ -78,9 +78,11 @@ class Objective:
             return self._train(trial, hyperparameters, optuna.TrialPruned)
         except (optuna.TrialPruned, TrialInterrupted):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}"[:_LONGEST_TEXT])
             trial.set_user_attr(TRACEBACK, "".join(traceback.format_exception(error))[-_LONGEST_TEXT:])
+            if isinstance(error, SystemExit):  # it would end the study, and pass for a success
+                raise RuntimeError(f"The game, or something in it, called sys.exit({error.code!r}).") from error
             raise
         finally:
             _BUSY.release()

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hmasd_sb3.running.errors import BROKE_DOWN, DONE, FAILED, SIGNAL_BASE, WRONG_INPUT
+from hmasd_sb3.running.errors import BROKE_DOWN, DONE, FAILED, WRONG_INPUT
 from hmasd_sb3.supervisor import describe_end
 
 STORAGE_VARIABLE = "HMASD_TUNE_STORAGE"
@@ -91,7 +91,7 @@ class Pool:
             self._forget(child)
             if code == DONE or self.code is not None:
                 continue
-            if code in (WRONG_INPUT, BROKE_DOWN) or code in (SIGNAL_BASE + signal.SIGINT, SIGNAL_BASE + signal.SIGTERM):
+            if code in (WRONG_INPUT, BROKE_DOWN):
                 self.stop(code)
                 continue
             self._idle += 1
