@@ -25,7 +25,7 @@ from hmasd_sb3.tuning.objective import ERROR, SETTINGS
 from hmasd_sb3.tuning.report import state_of
 from hmasd_sb3.tuning.space import SearchSpace
 from hmasd_sb3.tuning.storage import Place, open_storage
-from hmasd_sb3.tuning.study import ATTEMPT, ORIGIN, RETRY_OF, SharedStudy, Turn, open_study
+from hmasd_sb3.tuning.study import ATTEMPT, ORIGIN, RETRY_OF, VARIES, SharedStudy, Turn, load_study, open_study
 from hmasd_sb3.tuning.workers import make_pruner, make_sampler, work
 
 
@@ -304,50 +304,80 @@ class TestStudies:
 class TestVariations:
     ARGUMENTS: ClassVar[dict[str, Any]] = {"gamma": 0.97, "n_team_skills": 4, "huber_delta": 3.0}
 
-    def whole_space(self, n_variations: int, seed: int = 0) -> SharedStudy:
-        place = Place(optuna.storages.InMemoryStorage(), FakeLeases(set()), "memory")
-        shared, _ = open_study(place, "s", spec(fixed={}, search=None), {"first": self.ARGUMENTS}, n_variations, seed)
+    def whole_space(self, n_variations: int, seed: int = 0, **first_trials: dict[str, Any]) -> SharedStudy:
+        alive: set[str] = set()
+        place = Place(optuna.storages.InMemoryStorage(), FakeLeases(alive), "memory")
+        open_study(place, "s", spec(fixed={}, search=None), first_trials)
+        shared = load_study(place, "s", 0, n_variations, seed)
+        shared.sign_in()
         return shared
 
-    def test_each_leaves_a_quarter_of_the_arguments_to_the_sampler(self) -> None:
-        shared = self.whole_space(6)
-        shared.sign_in()
+    def next_of(self, shared: SharedStudy) -> tuple[Trial, dict[str, Any], set[str]]:
+        """A trial, its arguments, and which of them are varied."""
+        trial = shared.next_trial(99, 3)
+        assert isinstance(trial, Trial)
+        _, _, names = trial.user_attrs.get(ORIGIN, "").partition(", varied in ")
+        return trial, SearchSpace().sample(trial, 4), set(names.split(", ")) if names else set()
+
+    def test_each_keeps_all_of_the_best_so_far_but_an_eighth(self) -> None:
+        shared = self.whole_space(6, first=self.ARGUMENTS)
         space = SearchSpace()
-        kept = space.convert(space.params_of(self.ARGUMENTS, 4))
+        first, best, free = self.next_of(shared)
+        assert (free, best["gamma"], best["n_team_skills"]) == (set(), 0.97, 4)
+        parent, values = first, [0.3, 0.2, 0.25, 0.5, None, 0.1, 0.0]
         freed: list[set[str]] = []
-        for number in range(7):
-            trial = shared.next_trial(20, 3)
-            assert isinstance(trial, Trial)
-            sampled = space.sample(trial, 4)
+        for number in range(1, 7):
+            # While the first one is at work it stands in for the best.
+            trial, arguments, free = self.next_of(shared)
+            assert trial.user_attrs[VARIES] == parent.number
             assert trial.user_attrs[SETTINGS] == {"huber_delta": 3.0}
-            origin = trial.user_attrs[ORIGIN]
-            free = set() if number == 0 else set(origin.removeprefix("first, varied in ").split(", "))
-            assert len(free) == (0 if number == 0 else math.ceil(len(space.ranges) / 4))
+            assert len(free) == math.ceil(len(space.ranges) / 8)
             assert free <= set(space.ranges)
             # Minibatches are kept by their number.
             names = space.ranges.keys() - free - {"batch_size"}
-            assert {name: sampled.get(name) for name in names} == {name: kept.get(name) for name in names}
+            assert {name: arguments.get(name) for name in names} == {name: best.get(name) for name in names}
             freed.append(free)
-        assert len(set(map(frozenset, freed))) == 7
-        again = shared.next_trial(20, 3)
-        assert isinstance(again, Trial)
-        assert ORIGIN not in again.user_attrs
+            shared.end(trial, values[number], pruned=values[number] is None)
+            if number == 2:
+                shared.end(first, values[0])
+            if number == 3:
+                parent, best = trial, arguments
+        assert len(set(map(frozenset, freed))) == 6
+        assert VARIES not in self.next_of(shared)[0].user_attrs
+
+    def test_minibatches_are_kept_by_their_number(self) -> None:
+        shared = self.whole_space(40, first={"n_steps": 120, "batch_size": 120})
+        for _ in range(40):
+            trial, arguments, free = self.next_of(shared)
+            if "batch_size" not in free:
+                assert arguments["n_steps"] * 4 / arguments["batch_size"] == 4
+                assert trial.params["n_minibatches"] == 4
 
     def test_they_follow_from_the_seed(self) -> None:
         first, same, other = (
-            [trial.user_attrs[ORIGIN] for trial in self.whole_space(3, seed).study.get_trials()] for seed in (1, 1, 2)
+            [sorted(self.next_of(shared)[2]) for _ in range(4)]
+            for shared in (self.whole_space(3, seed, first={}) for seed in (1, 1, 2))
         )
         assert first == same != other
-        assert len(first) == 4
 
-    def test_only_a_new_study_begins_with_them(self) -> None:
-        shared = self.whole_space(2)
-        again, is_new = open_study(shared.place, "s", spec(fixed={}, search=None), {"first": self.ARGUMENTS}, 2)
-        assert not is_new
-        assert len(again.study.get_trials()) == 3
+    def test_one_whose_worker_was_killed_counts_once(self) -> None:
+        shared = self.whole_space(1, first={})
+        self.next_of(shared)
+        _, arguments, free = self.next_of(shared)
+        shared.place.leases.alive.clear()  # type: ignore[attr-defined]
+        shared.put_away_dead()
+        shared.sign_in()
+        retries = [self.next_of(shared) for _ in range(2)]
+        assert [retry[0].user_attrs.get(VARIES) for retry in retries] == [None, 0]
+        assert (retries[1][1], retries[1][2]) == (arguments, free)
+        assert VARIES not in self.next_of(shared)[0].user_attrs
 
-    def test_none_where_the_first_lies_outside_of_the_space(self, capsys: pytest.CaptureFixture[str]) -> None:
-        place = Place(optuna.storages.InMemoryStorage(), FakeLeases(set()), "memory")
-        shared, _ = open_study(place, "s", spec(fixed={}, search=None), {"first": {"gamma": 0.5}}, 2)
-        assert shared.study.get_trials() == []
-        assert "first: not tried first" in capsys.readouterr().out
+    def test_without_a_first_trial_the_sampler_begins(self) -> None:
+        shared = self.whole_space(9)
+        trial, arguments, _ = self.next_of(shared)
+        assert VARIES not in trial.user_attrs
+        shared.end(trial, 0.1)
+        trial, varied, free = self.next_of(shared)
+        assert trial.user_attrs[VARIES] == 0
+        assert {name for name in arguments if arguments[name] != varied.get(name)} <= free | {"batch_size"}
+        assert isinstance(shared.next_trial(2, 3), Turn)

@@ -91,7 +91,8 @@ def tune(
         typer.Option(
             min=0,
             metavar="N",
-            help="Early trials that vary a quarter of the first one's arguments.  [default: a third of --trials]",
+            help="Trials that vary the best one so far in an eighth of its arguments; then the sampler has all of the space.  "
+            "[default: two thirds of --trials]",
         ),
     ] = None,
     confirm: Annotated[

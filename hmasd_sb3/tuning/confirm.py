@@ -17,15 +17,9 @@ _CONFIRMATION = "confirmation"
 """Attribute of a study: the name of the study of its best trials, and how many trials there were then."""
 
 
-def ranked(shared: SharedStudy) -> list[FrozenTrial]:
-    """Complete trials, the highest value first, the earlier one of two equal ones."""
-    complete = [trial for trial in shared.trials() if trial.state.name == "COMPLETE"]
-    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
-
-
 def candidates(shared: SharedStudy, number: int) -> list[FrozenTrial]:
     """The best ``number`` complete trials, and the defaults to compare them with, even if these were pruned."""
-    best = ranked(shared)[:number]
+    best = shared.ranked()[:number]
     defaults = (trial for trial in shared.trials() if trial.user_attrs.get(ORIGIN) == DEFAULTS and has_value(trial))
     return best + [trial for trial in defaults if best and trial not in best]
 
@@ -53,7 +47,7 @@ def confirmed(shared: SharedStudy) -> list[tuple[FrozenTrial, FrozenTrial]]:
     """
     confirmation = _finished_confirmation(shared)
     by_number = {trial.number: trial for trial in shared.trials()}
-    again = [] if confirmation is None else ranked(confirmation)
+    again = [] if confirmation is None else confirmation.ranked()
     return [(by_number[trial.user_attrs[CONFIRMS]], trial) for trial in again]
 
 
@@ -62,7 +56,7 @@ def crashed_again(shared: SharedStudy) -> list[FrozenTrial]:
     confirmation = _finished_confirmation(shared)
     if confirmation is None:
         return []
-    done = {trial.user_attrs[CONFIRMS] for trial in ranked(confirmation)}
+    done = {trial.user_attrs[CONFIRMS] for trial in confirmation.ranked()}
     crashed = {trial.user_attrs[CONFIRMS]: trial for trial in confirmation.trials() if has_crashed(trial)}
     return [trial for number, trial in crashed.items() if number not in done]
 
@@ -80,4 +74,4 @@ def chosen_trial(shared: SharedStudy) -> FrozenTrial | None:
     again = confirmed(shared)
     if again:
         return again[0][0]
-    return next(iter(ranked(shared)), None)
+    return next(iter(shared.ranked()), None)

@@ -32,6 +32,7 @@ class WorkerOptions:
     first_number: int
     sampler: str
     pruner: str
+    n_variations: int
     entropy: list[int]
     n_workers: int | None
     deadline: float | None

@@ -16,7 +16,7 @@ from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.files import replace_atomically, write_json
 from hmasd_sb3.running.folder import git_commit
 from hmasd_sb3.running.versions import versions
-from hmasd_sb3.tuning.confirm import chosen_trial, confirmed, crashed_again, ranked
+from hmasd_sb3.tuning.confirm import chosen_trial, confirmed, crashed_again
 from hmasd_sb3.tuning.objective import ERROR, EVALUATIONS, HYPERPARAMETERS, SECONDS, seed_values
 from hmasd_sb3.tuning.study import CONFIRMS, CRASHED, DEFAULTS, KIND, ORIGIN, RETRY_OF, SharedStudy
 
@@ -127,7 +127,7 @@ def trials_csv(shared: SharedStudy) -> str:
 
 def table(shared: SharedStudy, n_rows: int = 5) -> list[str]:
     """The best complete trials, one line each."""
-    return [_row(trial, trial) for trial in ranked(shared)[:n_rows]]
+    return [_row(trial, trial) for trial in shared.ranked()[:n_rows]]
 
 
 def confirmation_table(shared: SharedStudy) -> list[str]:

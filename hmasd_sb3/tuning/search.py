@@ -16,7 +16,7 @@ from hmasd_sb3.monitoring.stopping import StopRequest
 from hmasd_sb3.running.config import Request, RunConfig, read_request
 from hmasd_sb3.running.errors import BROKE_DOWN, DONE, FAILED, SIGNAL_BASE, InputError
 from hmasd_sb3.running.options import TrainOptions
-from hmasd_sb3.tuning.confirm import candidates, chosen_trial, confirmed, open_confirmation, ranked
+from hmasd_sb3.tuning.confirm import candidates, chosen_trial, confirmed, open_confirmation
 from hmasd_sb3.tuning.objective import AGGREGATES, ERROR, METRICS, SECONDS, Objective
 from hmasd_sb3.tuning.plots import plot_study
 from hmasd_sb3.tuning.pool import STORAGE_VARIABLE, Pool, WorkerOptions
@@ -95,8 +95,7 @@ def tune(options: TuneOptions, stop: StopRequest) -> tuple[int, dict[str, Any]]:
     command = _read(options)
     place = open_storage(command.storage)
     _quieten_optuna()
-    n_variations = options.trials // 3 if options.vary is None else options.vary
-    shared, is_new = open_study(place, command.study, command.spec, command.first_trials, n_variations, options.seed)
+    shared, is_new = open_study(place, command.study, command.spec, command.first_trials)
     try:
         _make_folder(command.out)
         shared.put_away_dead()
@@ -126,7 +125,7 @@ def run_worker(text: str, stop: StopRequest) -> int:
     options = WorkerOptions.from_text(text)
     place = open_storage(os.environ[STORAGE_VARIABLE])
     _quieten_optuna()
-    shared = load_study(place, options.study, options.first_number)
+    shared = load_study(place, options.study, options.first_number, options.n_variations, options.entropy[0])
     shared.study.sampler = make_sampler(options.sampler, [*options.entropy, len(shared.trials())])
     spec = shared.spec
     shared.study.pruner = make_pruner(options.pruner, spec.total_timesteps, spec.n_evaluations)
@@ -255,6 +254,7 @@ def _supervise(shared: SharedStudy, command: _Command, stop: StopRequest) -> int
         first_number=shared.first_number,
         sampler=options.sampler,
         pruner=options.pruner,
+        n_variations=options.trials * 2 // 3 if options.vary is None else options.vary,
         entropy=[options.seed],
         n_workers=command.n_workers,
         deadline=command.deadline,
@@ -290,7 +290,7 @@ def _confirm(shared: SharedStudy, command: _Command, stop: StopRequest) -> int:
     if again.n_finished() >= wanted:
         return DONE
     seeds = ", ".join(map(str, again.spec.seeds))
-    _say(f"Training the best again, {wanted} trials on seeds {seeds} that they were not chosen by.")
+    _say(f"Training the best again, {wanted} in all, on seeds {seeds} that they were not chosen by.")
     options = replace(options, trials=wanted, pruner="none")
     code = _supervise(again, replace(command, study=again.study.study_name, options=options), stop)
     again.put_away_dead()
@@ -311,7 +311,7 @@ def _line(trial: FrozenTrial, shared: SharedStudy, done: int, wanted: int, secon
         again = [one.number for one in shared.trials() if one.user_attrs.get(RETRY_OF) == trial.number]
         what += f" (tried again as trial {again[0]})" if again else ""
     parts = [what, f"{done} of {wanted}"]
-    parts += [f"best {best.value:.4g} (trial {best.number})" for best in ranked(shared)[:1]]
+    parts += [f"best {best.value:.4g} (trial {best.number})" for best in shared.ranked()[:1]]
     if done < wanted:
         minutes, seconds = divmod(round(seconds_each * (wanted - done)), 60)
         parts.append(f"about {minutes}:{seconds:02d} left")

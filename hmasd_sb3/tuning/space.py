@@ -135,6 +135,10 @@ class SearchSpace:
                 params |= kind.encode(name, value)
         return params
 
+    def names_of(self, argument: str) -> set[str]:
+        """A trial's parameters that may stand for a searched argument."""
+        return {N_MINIBATCHES} if argument == "batch_size" else {argument, COMPLEMENT + argument, argument + SCHEDULE}
+
     def describe(self) -> dict[str, Any]:
         """The space as plain values, by which two are compared."""
         return {"searched": {name: repr(kind) for name, kind in self.ranges.items()}, "fixed": dict(self.fixed)}

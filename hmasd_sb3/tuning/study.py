@@ -34,6 +34,8 @@ CONFIRMS = "confirms"
 """Number of the trial, in another study, whose arguments a trial has."""
 QUEUED_ONLY = "queued_only"
 """Attribute of a study all of whose trials were asked for: no sampler adds any."""
+VARIES = "varies"
+"""Number of the trial that a trial is a variation of."""
 DEFAULTS = "defaults"
 """Origin of the trial that the defaults, or the shipped settings, make."""
 KILLED, INTERRUPTED, CRASHED = "killed", "interrupted", "crashed"
@@ -96,12 +98,16 @@ class SharedStudy:
     :param place: the storage
     :param study: Optuna's
     :param first_number: number of the first trial that may be begun by this command; failures before it are history
+    :param n_variations: how many trials are to be variations of others
+    :param seed: by which it is drawn what is varied
     """
 
-    def __init__(self, place: Place, study: Study, first_number: int = 0) -> None:
+    def __init__(self, place: Place, study: Study, first_number: int = 0, n_variations: int = 0, seed: int = 0) -> None:
         self.place = place
         self.study = study
         self.first_number = first_number
+        self.n_variations = n_variations
+        self.seed = seed
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._study_id = place.storage.get_study_id_from_name(study.study_name)
 
@@ -117,6 +123,11 @@ class SharedStudy:
     def n_finished(self) -> int:
         """Trials that have a value: complete or pruned."""
         return sum(map(has_value, self.trials()))
+
+    def ranked(self) -> list[FrozenTrial]:
+        """Complete trials, the highest value first, the earlier one of two equal ones."""
+        complete = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
+        return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
 
     def sign_in(self) -> None:
         """Be known as alive, for as long as this process is."""
@@ -135,25 +146,6 @@ class SharedStudy:
         together = {**space.convert(params), **_beyond(space, arguments)}
         resolve_batch_size(together.get("batch_size"), together.get("n_steps", default_of("n_steps")), spec.n_envs)
         self._enqueue(params, _beyond(space, arguments), origin)
-
-    def enqueue_variations(self, arguments: dict[str, Any], origin: str, number: int, seed: int) -> None:
-        """Let early trials vary a quarter of the searched arguments each, and keep the others.
-
-        A sparse reward tells nothing about a configuration that never earns it, and of those drawn from the whole space hardly
-        any does within a short budget. Around one that works there is something to learn from.
-
-        :param arguments: as for :meth:`enqueue`
-        :param origin: of those arguments
-        :param number: of trials
-        :param seed: by which the varied arguments are drawn
-        """
-        space = self.spec.search_space()
-        names = np.array(sorted(space.ranges))
-        generator = np.random.default_rng(seed)
-        for _ in range(number):
-            free = sorted(generator.choice(names, math.ceil(len(names) / 4), replace=False).tolist())
-            params = space.params_of(arguments, self.spec.n_envs, free)
-            self._enqueue(params, _beyond(space, arguments), f"{origin}, varied in {', '.join(free)}")
 
     def enqueue_again(self, trial: FrozenTrial) -> None:
         """Let an early trial be one of another study with the same space, unless it was asked for before and did not crash."""
@@ -185,8 +177,10 @@ class SharedStudy:
                 return Turn.BROKEN
             if finished + running >= n_trials:
                 return Turn.WAIT
-            if queued_only and not any(trial.state.name == "WAITING" for trial in trials):
-                return Turn.WAIT if running else Turn.DONE
+            if not any(trial.state.name == "WAITING" for trial in trials):
+                if queued_only:
+                    return Turn.WAIT if running else Turn.DONE
+                enqueue_variation(self)
             trial = self.study.ask()
             trial.set_user_attr(WORKER, self.worker)
             return trial
@@ -254,10 +248,36 @@ class SharedStudy:
         # First the one that takes its place: to be killed in between makes one trial too many, not one too few.
         if again:
             params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            kept = {name: trial.user_attrs[name] for name in (SETTINGS, ORIGIN, CONFIRMS) if name in trial.user_attrs}
+            kept = {name: trial.user_attrs[name] for name in (SETTINGS, ORIGIN, CONFIRMS, VARIES) if name in trial.user_attrs}
             attempts = attempt + (kind == KILLED)
             self.study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number, ATTEMPT: attempts})
         self.study.tell(trial.number, state=TrialState.FAIL)
+
+
+def enqueue_variation(shared: SharedStudy) -> None:
+    """Let the next trial keep the arguments of the best one but for an eighth of them, unless there are enough of that kind.
+
+    A sparse reward tells nothing about a configuration that never earns it, and of those drawn from the whole space hardly any
+    does within a short budget. Around one that works there is something to learn from. Until it has ended, the first one of
+    the study stands in for the best, if it was asked for.
+    """
+    trials = shared.trials()
+    first = [trial for trial in trials[:1] if ORIGIN in trial.user_attrs]
+    best = shared.ranked() if not first or first[0].state.is_finished() else []
+    parent = next(iter([*best, *first]), None)
+    n_before = sum(VARIES in trial.user_attrs and RETRY_OF not in trial.user_attrs for trial in trials)
+    if parent is None or n_before >= shared.n_variations:
+        return
+    space = shared.spec.search_space()
+    names = sorted(space.ranges)
+    generator = np.random.default_rng([shared.seed, len(trials)])
+    free = sorted(generator.choice(names, math.ceil(len(names) / 8), replace=False).tolist())
+    params = {**parent.system_attrs.get("fixed_params", {}), **parent.params}
+    for name in {one for argument in free for one in space.names_of(argument)}:
+        params.pop(name, None)
+    own = {name: parent.user_attrs[name] for name in (SETTINGS,) if name in parent.user_attrs}
+    origin = f"trial {parent.number}, varied in {', '.join(free)}"
+    shared.study.enqueue_trial(params, user_attrs={**own, VARIES: parent.number, ORIGIN: origin})
 
 
 def has_value(trial: FrozenTrial) -> bool:
@@ -280,15 +300,11 @@ def open_study(
     name: str,
     spec: Spec,
     first_trials: dict[str, dict[str, Any]],
-    n_variations: int = 0,
-    seed: int = 0,
     again: Sequence[FrozenTrial] = (),
 ) -> tuple[SharedStudy, bool]:
     """Make a study, or go on with one.
 
     :param first_trials: arguments of ``HMASD`` that a new study tries first, by what they are called
-    :param n_variations: how many trials after these vary the first of them
-    :param seed: by which these are drawn
     :param again: trials of another study that this one is to have; a new one then has no others
     :return: the study, and whether it is new
     :raises InputError: if there is a study of that name whose trials were made otherwise, naming the differences
@@ -318,17 +334,13 @@ def open_study(
                 shared.enqueue(arguments, origin)
             except ValueError as error:
                 print(f"{origin}: not tried first, as they lie outside of the search space: {error}.", flush=True)
-                n_variations = 0 if origin == next(iter(first_trials)) else n_variations
-        if is_new and first_trials and n_variations:
-            origin, arguments = next(iter(first_trials.items()))
-            shared.enqueue_variations(arguments, origin, n_variations, seed)
         for trial in again:
             shared.enqueue_again(trial)
     return shared, is_new
 
 
-def load_study(place: Place, name: str, first_number: int) -> SharedStudy:
-    """A study that is there, for a worker."""
+def load_study(place: Place, name: str, first_number: int, n_variations: int = 0, seed: int = 0) -> SharedStudy:
+    """A study that is there, for a worker; the parameters are those of :class:`SharedStudy`."""
     import optuna
 
-    return SharedStudy(place, optuna.load_study(study_name=name, storage=place.storage), first_number)
+    return SharedStudy(place, optuna.load_study(study_name=name, storage=place.storage), first_number, n_variations, seed)
