@@ -71,6 +71,21 @@ class PickyTeam(RandomTeam):
         return super().reset(**kwargs)
 
 
+class DrawnTeam(RandomTeam):
+    """A team of noise that draws pictures, but opens no window.
+
+    :param modes: the render modes that it tells
+    """
+
+    def __init__(self, render_mode: str | None = None, modes: tuple[str, ...] = ("rgb_array",), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = {"render_modes": list(modes)}
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        return np.zeros((64, 64, 3), dtype=np.uint8)
+
+
 def refusing() -> RandomTeam:
     raise ValueError("this game\ncannot be made")
 

@@ -146,6 +146,12 @@ def test_a_window(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert (got["n_envs"], got["lengths"]) == (1, [3])
 
 
+def test_a_game_that_tells_no_render_modes_may_have_a_window_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    train("--env", "cli_games:DrawnTeam", "--total-timesteps", "48", "--eval-freq", "0", "--run-dir", "drawn")
+    arguments = ["--render", "--episodes", "1", "--set", "env_kwargs={modes: []}"]
+    assert answer(capsys, "drawn", *arguments)["n_envs"] == 1
+
+
 def test_pictures(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in ("plain", "normalized"):
         assert hmasd("eval", run, "--episodes", "2", "--gif", f"{run}.gif", "--plot", f"new/{run}.png") == 0
@@ -163,7 +169,15 @@ def test_pictures(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["plain/config.json"], "is not a model file"),
         (["bare.zip"], "lies in no folder of a run, so its environment is not known: give it by --env"),
         (["bare.zip", "--env", "AliceAndBo-v0"], "'AliceAndBo-v0' is registered neither"),
-        (["plain", "--set", "env_kwargs={}"], "Observation spaces do not match"),
+        (
+            ["plain", "--set", "env_kwargs={}"],
+            "plain/model.zip: the model was trained for 2 agents that see 27 numbers each, with a state of 52 numbers, 4 "
+            "actions, discriminator_obs, .*; this game has 2 agents that see 66 numbers each, with a state of 130 numbers",
+        ),
+        (
+            ["plain", "--env", "cli_games:DrawnTeam", "--set", "env_kwargs={n_agents: 3, kind: masked}"],
+            "this game has 3 agents that see 3 numbers each, with a state of 4 numbers, 3 actions, action_mask.",
+        ),
         (["plain", "--set", "gamma=0.5"], "only env_kwargs and normalize can be set here, as nothing is trained"),
         (["plain/model.zip", "--best"], "--best is for a run's folder"),
         (["early"], "the run is not complete, so there is no model.zip. Give one of its checkpoints, such as early/"),
@@ -211,8 +225,19 @@ def test_a_broken_game_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "message"),
     [
         (["plain", "--gif", "config.json/e.gif"], "--gif config.json/e.gif: cannot be written: "),
-        (["plain", "--plot", "folder"], "--plot folder: is a folder, not a file."),
+        (["plain", "--plot", "folder.png"], "--plot folder.png: is a folder, not a file."),
         (["odd", "--gif", "e.gif"], "--gif: "),
+        (["plain", "--gif", "e.mp4"], "--gif e.mp4: the name must end in .gif, as no other format is written."),
+        (["plain", "--gif", "e"], "--gif e: the name must end in .gif"),
+        (["plain", "--plot", "new/s.foo"], "--plot new/s.foo: the name must end in .png, as no other format is written."),
+        (
+            ["drawn", "--render"],
+            "--render: the game has no render mode 'human' (it has rgb_array); use --gif.",
+        ),
+        (
+            ["drawn", "--render", "--set", "env_kwargs={modes: [ansi]}"],
+            "--render: the game has no render mode 'human' (it has ansi).",
+        ),
     ],
 )
 def test_what_cannot_be_written_or_shown_costs_no_play(
@@ -223,8 +248,9 @@ def test_what_cannot_be_written_or_shown_costs_no_play(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train("--env", "teams:RandomTeam", "--total-timesteps", "48", "--eval-freq", "0", "--run-dir", "odd")
+    train("--env", "cli_games:DrawnTeam", "--total-timesteps", "48", "--eval-freq", "0", "--run-dir", "drawn")
     Path("config.json").touch()
-    Path("folder").mkdir()
+    Path("folder.png").mkdir()
     before = files_below(in_tmp)
     capsys.readouterr()
     monkeypatch.setattr(evaluating, "evaluate_skills", lambda *_, **__: pytest.fail("it was played"))

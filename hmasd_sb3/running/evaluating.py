@@ -22,6 +22,7 @@ from hmasd_sb3.running.environments import SAVED_SEED_OFFSET, make_playing_env
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.folder import RunFolder
 from hmasd_sb3.running.options import EvalOptions, TrainOptions
+from hmasd_sb3.running.team_sizes import team_sizes
 from hmasd_sb3.running.yaml_file import read_assignment
 from hmasd_sb3.saving.archive import ModelFileError
 
@@ -50,22 +51,26 @@ def evaluate_saved(options: EvalOptions) -> Played:
 
     :raises InputError: if there is no such model, no environment for it, or statistics that it needs are missing
     """
+    written = [(option, file, suffix) for option, file, suffix in _files(options) if file is not None]
+    for option, file, suffix in written:
+        _check_suffix(option, file, suffix)
     _ask_for_packages(options)
     path, config = find_model(options)
-    for option, file in (("--gif", options.gif), ("--plot", options.plot)):
-        if file is not None:
-            _make_room(option, file)
+    for option, file, _ in written:
+        _make_room(option, file)
     seed = config.seed + SAVED_SEED_OFFSET if options.seed is None else options.seed
     n_envs = 1 if options.render else min(options.n_envs, options.episodes)
     with ExitStack() as stack:
         try:
             env = make_playing_env(config, n_envs, seed, "human" if options.render else None)
             stack.callback(env.close)
-            model = HMASD.load(path, env=env)
+            model = _load(path, env)
         except (ValueError, TypeError, ImportError, OSError, ModelFileError) as error:
             text = " ".join(str(error).split())
             shown = options.render and "render" in text
             raise InputError(f"--render: {text}. (--gif writes an episode instead.)" if shown else text) from error
+        if options.render:
+            _check_window(env)
         _check_statistics(model, config, path)
         if options.gif is not None:  # first, as what cannot be shown should not cost minutes of play
             set_random_seed(seed)
@@ -137,6 +142,38 @@ def _model_of(folder: RunFolder, best: bool) -> Path:
     raise InputError(f"{folder.path}: the run is not complete, so there is no {folder.model.name}.{hint}, or --best.")
 
 
+def _load(path: Path, env: VecEnv) -> HMASD:
+    """The model in a file, to be played in an environment.
+
+    :raises ValueError: if it was trained for other sizes, which are named, or cannot be loaded
+    """
+    try:
+        return HMASD.load(path, env=env)
+    except ValueError as error:
+        if "spaces do not match" not in str(error):
+            raise
+        model = HMASD.load(path)
+        had = team_sizes(model.observation_space, model.action_space)
+        has = team_sizes(env.observation_space, env.action_space)
+        if had == has:  # of other bounds or types, which the spaces themselves tell
+            raise
+        raise InputError(f"{path}: the model was trained for {had}; this game has {has}.") from error
+
+
+def _check_window(env: VecEnv) -> None:
+    """Refuse ``--render`` for a game that would show nothing.
+
+    :raises InputError: if the game has no window
+    """
+    (metadata,) = env.get_attr("metadata")
+    modes = list((metadata or {}).get("render_modes") or [])
+    # Some games tell no modes at all, but take one.
+    if "human" in modes or (not modes and env.render_mode == "human"):
+        return
+    remedy = "; use --gif" if "rgb_array" in modes else ""
+    raise InputError(f"--render: the game has no render mode 'human' (it has {', '.join(modes) or 'none'}){remedy}.")
+
+
 def _check_statistics(model: HMASD, config: RunConfig, path: Path) -> None:
     """Refuse to play with other numbers than the model was trained on."""
     saved = (model._saved_run or {}).get("env")
@@ -161,6 +198,20 @@ def _record(model: HMASD, env: VecEnv, config: RunConfig, options: EvalOptions, 
         record_episode(model, shown, options.gif, deterministic=not options.stochastic, seed=seed)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"--gif: {' '.join(str(error).split())}") from error
+
+
+def _files(options: EvalOptions) -> tuple[tuple[str, Path | None, str], ...]:
+    """Files that may be asked for: the option, what it names, and the ending of the only format that is written."""
+    return (("--gif", options.gif, ".gif"), ("--plot", options.plot, ".png"))
+
+
+def _check_suffix(option: str, file: Path, suffix: str) -> None:
+    """Refuse a name that promises another format.
+
+    :raises InputError: naming the ending that works
+    """
+    if file.suffix.lower() != suffix:
+        raise InputError(f"{option} {file}: the name must end in {suffix}, as no other format is written.")
 
 
 def _make_room(option: str, file: Path) -> None:

@@ -111,8 +111,10 @@ def _ends_of_line(text: str) -> tuple[float, float]:
 
     :raises ValueError: if they are no numbers
     """
-    start, _, end = text[len(_LINEAR) :].partition("_")
-    return float(start), float(end or 0.0)
+    ends = text[len(_LINEAR) :].split("_")  # all of them, as Python would take an underscore within a number
+    if len(ends) > 2:
+        raise ValueError(f"{len(ends)} numbers")
+    return float(ends[0]), float(ends[1]) if len(ends) == 2 else 0.0
 
 
 def _read(name: str, value: Any, kinds: set[str]) -> Any:
@@ -120,17 +122,17 @@ def _read(name: str, value: Any, kinds: set[str]) -> Any:
         try:
             ends = _ends_of_line(value)
         except ValueError as error:
-            raise ValueError(
-                f"{name} must be a number or a schedule such as 'lin_0.001' (linear to 0) or 'lin_0.001_0.0001', "
-                f"got {value!r}."
-            ) from error
+            raise _no_schedule(name, value) from error
         if not all(math.isfinite(end) for end in ends):
             raise ValueError(f"{name} must be finite, got {value!r}.")
         if ends[1] < 0.0:
             raise ValueError(f"{name} must not fall below 0, got {value!r}.")
         return value
     if "float" in kinds:
-        return read_number(value)
+        number = read_number(value)
+        if "Schedule" in kinds and isinstance(number, str):
+            raise _no_schedule(name, value)
+        return number
     if "int" in kinds:
         return _of_type(name, read_integer(value), int, "a whole number")
     if "bool" in kinds:
@@ -143,6 +145,12 @@ def _read(name: str, value: Any, kinds: set[str]) -> Any:
     if name == "device":
         return _device(value)
     return _of_type(name, value, str, "a text")
+
+
+def _no_schedule(name: str, value: str) -> ValueError:
+    return ValueError(
+        f"{name} must be a number or a schedule such as 'lin_0.001' (linear to 0) or 'lin_0.001_0.0001', got {value!r}."
+    )
 
 
 def _of_type(name: str, value: Any, kind: type, wanted: str) -> Any:

@@ -41,10 +41,13 @@ def _evaluate(node: ast.expr) -> Any:
 
 
 def read_number(value: Any) -> Any:
-    """The number that a text stands for (YAML takes ``1e-3``, without a point, for text); anything else unchanged."""
+    """The number that a text stands for (YAML takes ``1e-3``, without a point, for text); anything else unchanged.
+
+    Underscores are for whole numbers alone, as in ``1_000_000``: ``1e-3_5`` is more likely a slip than 1e-35.
+    """
     if not isinstance(value, str):
         return value
-    for kind in (int, float):
+    for kind in (int,) if "_" in value else (int, float):
         try:
             return kind(value)
         except ValueError:

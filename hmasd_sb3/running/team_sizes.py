@@ -1,0 +1,31 @@
+"""The sizes of a team in words."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from gymnasium import spaces
+
+
+def team_sizes(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> str:
+    """Such as "2 agents that see 66 numbers each, with a state of 132 numbers, 5 actions".
+
+    :param observations: of one team
+    :param actions: of one team
+    """
+    assert isinstance(observations, spaces.Dict)
+    parts = {name: space.shape or () for name, space in observations.spaces.items()}
+    n_agents, *seen = parts.pop("obs")
+    text = f"{n_agents} agents that see {_size(seen)} each, with a state of {_size(parts.pop('state'))}"
+    choice = (
+        int(actions.nvec.max())
+        if isinstance(actions, spaces.MultiDiscrete)
+        else f"{prod((actions.shape or ())[1:])} continuous"
+    )
+    return f"{text}, {choice} actions{''.join(f', {name}' for name in sorted(parts))}"
+
+
+def _size(shape: Any) -> str:
+    """Of what is seen: a list of numbers, or a picture."""
+    return f"{shape[0]} numbers" if len(shape) == 1 else f"{'x'.join(str(size) for size in shape)} pixels"
