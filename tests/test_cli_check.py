@@ -245,3 +245,14 @@ class TestCommand:
     def test_no_such_game(self, env: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert hmasd("check", "--env", env) == 2
         assert re.fullmatch(rf"Error: .*{message}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("check", ["--check", "--no-check"])
+def test_a_state_that_is_lost_is_told_once(
+    check: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the check, or where there is none by what writes checkpoints."""
+    assert hmasd("train", *CHECKED, check, "--env", "teams:RandomTeam", "--total-timesteps", "48", "--run-dir", "run") == 0
+    noted = "Note: state for exact resume: teams.RandomTeam cannot give" in capsys.readouterr().out
+    warned = "teams.RandomTeam cannot give" in caplog.text
+    assert (noted, warned) == (check == "--check", check == "--no-check")

@@ -219,7 +219,7 @@ class TestAuto:
         older, newer = self.make(), self.make()
         for age, run in enumerate((newer, older)):
             os.utime(run / "config.json", (1e9 - age, 1e9 - age))
-        self.make(broken_off=False)
+        complete = self.make(broken_off=False)
         self.make("--seed", "1")
         self.make("--set", "gamma=0.9")
         capsys.readouterr()
@@ -228,8 +228,12 @@ class TestAuto:
         assert train("--total-timesteps", "96", "--resume", "auto") == 0
         assert f"Going on from {older}/checkpoints" in capsys.readouterr().out
         assert train("--total-timesteps", "96", "--resume", "auto") == 0
+        assert f"{complete} of this command is complete: a new one begins." in capsys.readouterr().out
+        assert train("--total-timesteps", "96", "--seed", "7", "--resume", "auto") == 0
         assert "No unfinished run below runs/ was started by this command: a new one begins." in capsys.readouterr().out
-        assert len(list(Path("runs").iterdir())) == 6
+        assert train("--total-timesteps", "192", "--seed", "7", "--resume", "auto") == 0
+        assert "No unfinished run below runs/ was started by this command: a new one begins." in capsys.readouterr().out
+        assert len(list(Path("runs").iterdir())) == 8
 
     def test_another_length_is_another_command_unless_raised(self, capsys: pytest.CaptureFixture[str]) -> None:
         run = self.make()

@@ -208,7 +208,7 @@ class TestProgress:
         assert all(re.fullmatch(r" +\d+ steps: \d+%, about 0:\d\d left, [\d,.]+ steps per second", line) for line in lines)
         assert progress.LONGEST_SILENCE == 300.0
 
-    def test_time_left_follows_the_speed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_time_left_follows_the_speed(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         now = [0.0]
         monkeypatch.setattr(time, "perf_counter", lambda: now[0])
         lines = ProgressLines(10)
@@ -216,4 +216,46 @@ class TestProgress:
         lines.model = model
         lines._on_training_start()  # after a restart at 1000 of 5000
         now[0], lines.num_timesteps = 10.0, 2000
-        assert lines.line() == "      2,000 steps: 40%, about 0:30 left, 100 steps per second"
+        lines._on_rollout_start()
+        assert capsys.readouterr().out == "      2,000 steps: 40%, about 0:30 left, 100 steps per second\n"
+        now[0] = 11.0  # in the middle of a rollout, whose update is still to come: the same speed
+        lines.pace.print(2500, 5000, "return 0.00")
+        assert capsys.readouterr().out == "      2,500 steps: 50%, return 0.00, about 0:25 left, 100 steps per second\n"
+
+    def test_an_evaluation_is_the_line_of_its_rollout(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Evaluations at 96, 192, ..., progress at the other multiples of 48; each with the one clock."""
+        assert train("--total-timesteps", "288", "--run-dir", "run") == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if " steps: " in line]
+        assert [int(line.split()[0]) for line in lines] == [48, 96, 144, 192, 240, 288]
+        assert ["return" in line for line in lines] == [False, True] * 3
+        assert all(re.search(r"\d+%, .*about 0:\d\d left, [\d,.]+ steps per second$", line) for line in lines[:-1])
+
+
+class TestNoEvaluation:
+    @pytest.mark.parametrize(
+        ("eval_freq", "note"),
+        [
+            (145, ""),  # whole rounds of steps and of rollouts: at 144 of 144
+            (148, "Note: no evaluation: --eval-freq 148 is beyond 144 steps.\n"),
+            (0, ""),
+        ],
+    )
+    def test_it_is_said_at_the_start(self, eval_freq: int, note: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert train("--total-timesteps", "100", "--eval-freq", str(eval_freq), "--run-dir", "run") == 0
+        out = capsys.readouterr().out
+        assert note in out
+        assert ("no evaluation" in out) == bool(note)
+        assert Path("run/evaluations.npz").exists() == (eval_freq == 145)
+
+    @pytest.mark.parametrize(
+        ("eval_freq", "why"),
+        [
+            ("148", "the run was complete before its first evaluation, which --eval-freq 148 puts beyond its end."),
+            ("0", "the run makes no evaluations, by --eval-freq 0."),
+        ],
+    )
+    def test_so_there_is_no_best_model(self, eval_freq: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert train("--total-timesteps", "100", "--eval-freq", eval_freq, "--run-dir", "run") == 0
+        capsys.readouterr()
+        assert hmasd("eval", "run", "--best") == 2
+        assert capsys.readouterr().err == f"Error: --best: there is no run/checkpoints/best.zip; {why}\n"

@@ -222,13 +222,14 @@ def test_evaluation_time_is_told_apart_from_training_time(capsys: pytest.Capture
         log_path=str(tmp_path),
     )
     started = time.perf_counter()
-    HMASD("MlpPolicy", env, n_steps=50, seed=0).learn(200, callback=evaluation)
+    HMASD("MlpPolicy", env, n_steps=25, seed=0).learn(200, callback=evaluation)
     assert 0.0 < evaluation.seconds < time.perf_counter() - started
     assert evaluation.timesteps == [100, 200]
     assert len(evaluation.success_rates) == 2
     lines = [line for line in capsys.readouterr().out.splitlines() if "steps: " in line]
     assert len(lines) == 2
-    assert re.search(r" 100 steps: success \d\.\d\d, return -?\d+\.\d\d, length \d+\.\d, about 0:\d\d left$", lines[0])
+    results = r"success \d\.\d\d, return -?\d+\.\d\d, length \d+\.\d"
+    assert re.search(rf" 100 steps: 50%, {results}, about 0:\d\d left, \d+ steps per second$", lines[0])
     assert "left" not in lines[1]
 
 

@@ -127,14 +127,18 @@ class TrainingCheckpoint(BaseCallback):
     :param save_freq: environment steps between two checkpoints
     :param keep_last: how many of the newest stay, beside the best
     :param verbose: 1 logs each checkpoint
+    :param tell_lost_state: warn at the start of environments that cannot store their state; False where that is known
     :raises ValueError: if ``save_freq`` or ``keep_last`` is below 1
     """
 
-    def __init__(self, folder: str | Path, save_freq: int, keep_last: int = 3, verbose: int = 0) -> None:
+    def __init__(
+        self, folder: str | Path, save_freq: int, keep_last: int = 3, verbose: int = 0, *, tell_lost_state: bool = True
+    ) -> None:
         super().__init__(verbose)
         check_count("save_freq", save_freq)
         self.folder = CheckpointFolder(folder, keep_last)
         self.save_freq = save_freq
+        self.tell_lost_state = tell_lost_state
         self.last_saved: int | None = None
         """Environment steps of the newest checkpoint."""
         self._best_saved: float | None = None
@@ -196,7 +200,8 @@ class TrainingCheckpoint(BaseCallback):
         self._check_folder()
         self.folder.remove_unfinished()
         self.folder.set_aside_newer_than(model.num_timesteps)
-        self._tell_what_cannot_be_resumed()
+        if self.tell_lost_state:
+            self._tell_what_cannot_be_resumed()
         if model.run_id is None:
             model.run_id = uuid.uuid4().hex
         if self._best_saved is None and self._best_reward() > float("-inf"):

@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from hmasd_sb3.monitoring.progress import clock
+from hmasd_sb3.monitoring.progress import Pace
 from hmasd_sb3.monitoring.stopping import StopRequest
 
 
@@ -19,7 +19,7 @@ class _CutShort(Exception):
 
 class ReportingEvalCallback(EvalCallback):
     """
-    SB3's ``EvalCallback`` with one printed line per evaluation.
+    SB3's ``EvalCallback`` with one printed line per evaluation, which also tells the progress.
 
     It adds up the time that evaluations take, so that it can be told apart from training time, and ends both the
     evaluation and the training at the next step once a stop is requested.
@@ -32,6 +32,7 @@ class ReportingEvalCallback(EvalCallback):
     :param seed: every evaluation plays episodes that follow from this number and from how many evaluations came before. One
         that was cut short is then made up for, in full, when training goes on from a checkpoint. None: episodes follow from
         ``eval_env`` alone, and an evaluation that was cut short is left out
+    :param pace: shared with what else prints lines about the progress; None: nothing does
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ReportingEvalCallback(EvalCallback):
         eval_freq: int,
         log_path: str,
         seed: int | None = None,
+        pace: Pace | None = None,
     ) -> None:
         super().__init__(
             eval_env,
@@ -60,8 +62,7 @@ class ReportingEvalCallback(EvalCallback):
         self._stop = stop
         self._seed = seed
         self._owed = False
-        self._started = 0.0
-        self._first_timestep = 0
+        self._pace = pace or Pace()
 
     @property
     def timesteps(self) -> list[int]:
@@ -77,8 +78,7 @@ class ReportingEvalCallback(EvalCallback):
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
-        self._started = time.perf_counter()
-        self._first_timestep = self.model.num_timesteps
+        self._pace.start(self.model.num_timesteps)
 
     def state_dict(self) -> dict[str, Any]:
         """What a training that goes on from a checkpoint has to know beside the evaluations themselves."""
@@ -89,6 +89,7 @@ class ReportingEvalCallback(EvalCallback):
         self.seconds, self._owed = float(state["seconds"]), bool(state["owed"])
 
     def _on_rollout_start(self) -> None:
+        self._pace.between_updates(self.model.num_timesteps)
         if self._owed:  # the networks are still those that were to be evaluated
             self.num_timesteps = self.model.num_timesteps
             if not self._on_step():
@@ -127,9 +128,5 @@ class ReportingEvalCallback(EvalCallback):
         if self.success_rates:
             parts.append(f"success {self.success_rates[-1]:.2f}")
         parts += [f"return {self.last_mean_reward:.2f}", f"length {np.mean(self.evaluations_length[-1]):.1f}"]
-        remaining = int(self.model._total_timesteps) - self.num_timesteps
-        done = self.num_timesteps - self._first_timestep
-        if remaining > 0 and done > 0:  # also said where no progress bar tells it, as in a log file
-            elapsed = time.perf_counter() - self._started
-            parts.append(f"about {clock(elapsed * remaining / done)} left")
-        print(f"{self.num_timesteps:>11,} steps: {', '.join(parts)}", flush=True)
+        # The time left is also said where no progress bar tells it, as in a log file.
+        self._pace.print(self.num_timesteps, int(self.model._total_timesteps), ", ".join(parts))

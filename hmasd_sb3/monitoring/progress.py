@@ -10,53 +10,84 @@ LONGEST_SILENCE = 300.0
 """Seconds."""
 
 
+class Pace:
+    """The one clock of all lines about a training's progress, and when there was a line last.
+
+    Time is taken between two updates alone: a rollout without its update would promise too much.
+    """
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._first_timestep = 0
+        self._steps = 0
+        self._seconds = 0.0
+        self.last_line = 0.0
+        """Time of the last line, or of the start."""
+        self.last_step = -1
+        """Environment steps of the last line; -1 if there was none."""
+
+    def start(self, timestep: int) -> None:
+        """The training begins, or goes on, with so many environment steps taken."""
+        self._started = self.last_line = time.perf_counter()
+        self._first_timestep = timestep
+        self._steps, self._seconds, self.last_step = 0, 0.0, -1
+
+    def between_updates(self, timestep: int) -> None:
+        """So many environment steps are taken and learnt from."""
+        self._steps, self._seconds = timestep - self._first_timestep, time.perf_counter() - self._started
+
+    def print(self, timestep: int, total: int, results: str = "") -> None:
+        """Print a line, such as "     32,000 steps: 10%, about 1:05 left, 4,400 steps per second".
+
+        :param timestep: environment steps so far
+        :param total: environment steps of the whole training
+        :param results: to be told beside
+        """
+        self.last_line, self.last_step = time.perf_counter(), timestep
+        parts = [f"{min(1.0, timestep / total):.0%}", *([results] if results else [])]
+        if self._steps > 0 and total > timestep:
+            left = self._seconds * (total - timestep) / self._steps
+            parts += [f"about {clock(left)} left", steps_per_second(self._steps, self._seconds)]
+        print(f"{timestep:>11,} steps: {', '.join(parts)}", flush=True)
+
+
 class ProgressLines(BaseCallback):
     """Prints a line now and then: steps, share, speed, time left.
 
     :param every: environment steps between two lines, at least one update apart
     :param quiet: print nothing, as something else shows the progress
     :param seconds: so long after a line there is another one, however few steps were taken
+    :param pace: shared with what else prints such lines, which then stand for those of this callback; None: nothing does
     """
 
-    def __init__(self, every: int, quiet: bool = False, seconds: float = LONGEST_SILENCE) -> None:
+    def __init__(self, every: int, quiet: bool = False, seconds: float = LONGEST_SILENCE, pace: Pace | None = None) -> None:
         super().__init__()
         self.every = every
         self.quiet = quiet
         self.seconds = seconds
-        self._last_line = 0.0
-        self._started = 0.0
+        self.pace = pace or Pace()
         self._first_timestep = 0
-        self._next = 0
+        self._before = 0
+        """Environment steps at the end of the last update."""
 
     def _on_training_start(self) -> None:
-        self._started = self._last_line = time.perf_counter()
-        self._first_timestep = self.num_timesteps = self.model.num_timesteps
-        self._next = self._following(self.num_timesteps)
+        self._first_timestep = self._before = self.num_timesteps = self.model.num_timesteps
+        self.pace.start(self.num_timesteps)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         # Between two updates, where checkpoints are written too.
-        silent = time.perf_counter() - self._last_line
-        if self.num_timesteps >= self._next or (silent >= self.seconds and self.num_timesteps > self._first_timestep):
-            self._next = self._following(self.num_timesteps)
-            self._last_line = time.perf_counter()
-            if not self.quiet:
-                print(self.line(), flush=True)
-
-    def line(self) -> str:
-        """Such as "     32,000 steps: 10%, about 1:05 left, 4,400 steps per second"."""
-        total = int(self.model._total_timesteps)
-        done = self.num_timesteps - self._first_timestep
-        text = f"{self.num_timesteps:>11,} steps: {min(1.0, self.num_timesteps / total):.0%}"
-        if done > 0 and total > self.num_timesteps:
-            seconds = (time.perf_counter() - self._started) * (total - self.num_timesteps) / done
-            text += f", about {clock(seconds)} left, {steps_per_second(done, time.perf_counter() - self._started)}"
-        return text
-
-    def _following(self, timestep: int) -> int:
-        return (timestep // self.every + 1) * self.every
+        self.pace.between_updates(self.num_timesteps)
+        before, self._before = self._before, self.num_timesteps
+        if self.quiet or self.pace.last_step > before:  # of this rollout there has been a line
+            return
+        silent = time.perf_counter() - self.pace.last_line
+        if self.num_timesteps // self.every > before // self.every or (
+            silent >= self.seconds and self.num_timesteps > self._first_timestep
+        ):
+            self.pace.print(self.num_timesteps, int(self.model._total_timesteps))
 
 
 def steps_per_second(steps: int, seconds: float) -> str:

@@ -41,6 +41,7 @@ REFUSALS = (ValueError, TypeError, ImportError, FileNotFoundError)
 """What is raised where there is no such game, or it does not want its arguments."""
 MAKING = "making the game"
 SAID = "no warnings from the game or a library"
+STATE = "state for exact resume"
 MAX_SAID = 5
 _OF_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ResourceWarning)
 
@@ -132,18 +133,19 @@ def try_environment(config: RunConfig, max_steps: int = MAX_STEPS, max_seconds: 
     return report
 
 
-def check_before_training(config: RunConfig) -> None:
+def check_before_training(config: RunConfig) -> bool:
     """Try the game of a run out and tell what was found.
 
+    :return: whether that was also that the game cannot store its state
     :raises InputError: if something would ruin the run; nothing was written
     """
     if config.env in JAXMARL_IDS:  # this package's own, and compiled once more for the trial
-        return
+        return False
     try:
         report = try_environment(config)
     except REFUSALS as error:
         print(f"Note: {config.env} was not tried out, as no further copy can be made: {_plain(str(error))}", flush=True)
-        return
+        return False
     for finding in report.findings:
         if finding.convention == SAID:
             continue  # will be said again
@@ -156,6 +158,7 @@ def check_before_training(config: RunConfig) -> None:
             f"{report.errors[0]} (Found by playing {config.env} at random before the training; --no-check leaves that out.)"
         )
     print(f"Checked: {report.summary()}.", flush=True)
+    return any(finding.convention == STATE for finding in report.findings)
 
 
 def _try(team: TrialTeam, config: RunConfig, report: TrialReport, max_steps: int, max_seconds: float) -> None:
@@ -284,7 +287,7 @@ def _look_at_state(team: TrialTeam, report: TrialReport) -> None:
     if reason is not None:
         report.add(
             "note",
-            "state for exact resume",
+            STATE,
             reason,
             "Without, a run that is interrupted goes on with new episodes, not exactly.",
         )

@@ -133,13 +133,22 @@ def _model_of(folder: RunFolder, best: bool) -> Path:
     if best:
         found = kept.best()
         if found is None:
-            raise InputError(f"--best: there is no {folder.checkpoints / 'best.zip'}; the run has made no evaluation yet.")
+            raise InputError(f"--best: there is no {folder.checkpoints / 'best.zip'}; {_why_no_best(folder)}.")
         return found
     if folder.finished:
         return folder.model
     newest = kept.all()[-1:]
     hint = f" Give one of its checkpoints, such as {newest[0]}" if newest else " It has no checkpoint yet"
     raise InputError(f"{folder.path}: the run is not complete, so there is no {folder.model.name}.{hint}, or --best.")
+
+
+def _why_no_best(folder: RunFolder) -> str:
+    eval_freq = folder.read_config().eval_freq
+    if eval_freq == 0:
+        return "the run makes no evaluations, by --eval-freq 0"
+    if folder.finished and not folder.evaluations.exists():
+        return f"the run was complete before its first evaluation, which --eval-freq {eval_freq} puts beyond its end"
+    return "the run has made no evaluation yet"
 
 
 def _load(path: Path, env: VecEnv) -> HMASD:

@@ -197,10 +197,10 @@ def check_unused(run_dir: Path) -> None:
         raise InputError(f"--run-dir {run_dir}: holds files already, which a run could overwrite. Choose another.")
 
 
-def newest_unfinished(config: RunConfig, may_be_longer: bool) -> RunFolder | None:
-    """The newest run below ``runs/`` that a command of this config started and that broke off: neither complete nor running.
+def runs_of(config: RunConfig, may_be_longer: bool) -> list[RunFolder]:
+    """The runs below ``runs/`` that a command of this config started and that no process is at work on, newest first.
 
-    :param may_be_longer: whether the config's ``total_timesteps`` may be above the run's
+    :param may_be_longer: whether the config's ``total_timesteps`` may be above that of a run that is not complete
     """
     found: list[tuple[float, RunFolder]] = []
     for file in RUNS.glob("*/config.json"):
@@ -212,10 +212,10 @@ def newest_unfinished(config: RunConfig, may_be_longer: bool) -> RunFolder | Non
             continue
         long = config.total_timesteps
         shipped = "total_timesteps" in own.shipped and "total_timesteps" in config.shipped
-        length_fits = shipped or own.total_timesteps == long or (may_be_longer and own.total_timesteps < long)
-        if own.same_run(config) and length_fits and not folder.finished and not folder.busy():
+        shorter = may_be_longer and own.total_timesteps < long and not folder.finished
+        if own.same_run(config) and (shipped or own.total_timesteps == long or shorter) and not folder.busy():
             found.append((file.stat().st_mtime, folder))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    return [folder for _, folder in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
 def git_commit() -> str | None:

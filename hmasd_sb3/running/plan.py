@@ -9,7 +9,7 @@ from pathlib import Path
 from hmasd_sb3.monitoring.checkpoints import CheckpointFolder
 from hmasd_sb3.running.config import Request, RunConfig, check_no_contradiction, read_request
 from hmasd_sb3.running.errors import InputError
-from hmasd_sb3.running.folder import RunFolder, check_unused, newest_unfinished
+from hmasd_sb3.running.folder import RunFolder, check_unused, runs_of
 from hmasd_sb3.running.options import TrainOptions
 from hmasd_sb3.supervisor import step_of
 
@@ -51,12 +51,13 @@ def make_plan(options: TrainOptions) -> Plan:
     if options.resume is None or (options.resume == AUTO and options.run_dir is None):
         request = read_request(options, base)
         raised = "total_timesteps" in request.given
-        folder = None if options.resume is None else newest_unfinished(request.config, may_be_longer=raised)
-        if folder is not None:
-            return _go_on(folder, request, None)
+        runs = [] if options.resume is None else runs_of(request.config, may_be_longer=raised)
+        for folder in runs:
+            if not folder.finished:
+                return _go_on(folder, request, None)
         if options.run_dir is not None:
             check_unused(options.run_dir)
-        note = "" if options.resume is None else "No unfinished run below runs/ was started by this command: a new one begins."
+        note = "" if options.resume is None else _why_new(runs)
         return _new(request, _joined(note, request.note), warnings)
     folder, checkpoint = _named_run(options)
     if options.resume == AUTO and not folder.holds_run:
@@ -69,6 +70,16 @@ def make_plan(options: TrainOptions) -> Plan:
     if options.env is None and base is None:
         request.given.pop("env", None)
     return _go_on(folder, request, checkpoint)
+
+
+def _why_new(runs: list[RunFolder]) -> str:
+    """What to say where there is none to go on with.
+
+    :param runs: complete runs of the same command, newest first
+    """
+    if runs:
+        return f"{runs[0].path} of this command is complete: a new one begins."
+    return "No unfinished run below runs/ was started by this command: a new one begins."
 
 
 def _joined(*notes: str) -> str:

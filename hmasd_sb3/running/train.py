@@ -17,7 +17,7 @@ from hmasd_sb3.hmasd import HMASD
 from hmasd_sb3.monitoring.checkpoints import TrainingCheckpoint
 from hmasd_sb3.monitoring.evaluation import ReportingEvalCallback
 from hmasd_sb3.monitoring.metrics_log import JsonLinesOutput, ResumedTensorBoardOutput
-from hmasd_sb3.monitoring.progress import ProgressLines
+from hmasd_sb3.monitoring.progress import Pace, ProgressLines
 from hmasd_sb3.monitoring.stopping import StopRequest, StopRequestCallback
 from hmasd_sb3.running.command_line import resume_command, typed_command
 from hmasd_sb3.running.config import RunConfig
@@ -45,6 +45,7 @@ class Session:
     model: HMASD
     evaluation: ReportingEvalCallback | None
     checkpoint: TrainingCheckpoint
+    pace: Pace
 
 
 def train(options: TrainOptions, stop: StopRequest, on_folder: Callable[[RunFolder], None] | None = None) -> int:
@@ -73,8 +74,7 @@ def train(options: TrainOptions, stop: StopRequest, on_folder: Callable[[RunFold
             print(plan.note, flush=True)
         for warning in plan.warnings:
             print(f"Warning: {warning}", file=sys.stderr, flush=True)
-        if plan.folder is None and options.check:
-            check_before_training(plan.config)
+        state_told = plan.folder is None and options.check and check_before_training(plan.config)
         folder = plan.folder or new_folder(plan.config, options.run_dir)
         if plan.folder is None:
             stack.enter_context(folder.locked())
@@ -86,13 +86,15 @@ def train(options: TrainOptions, stop: StopRequest, on_folder: Callable[[RunFold
         logger = _make_logger(folder, model.num_timesteps, with_tensorboard, options.verbose)
         stack.callback(logger.close)
         model.set_logger(logger)
+        pace = Pace()
         session = Session(
             folder,
             plan.config,
             options,
             model,
-            _make_evaluation(eval_env, plan.config, folder, stop),
-            _checkpoint(folder, options),
+            _make_evaluation(eval_env, plan.config, folder, stop, pace),
+            _checkpoint(folder, options, state_told),
+            pace,
         )
         with stop.deferred():
             _announce(session, plan)
@@ -192,7 +194,7 @@ def _make_logger(folder: RunFolder, timesteps: int, with_tensorboard: bool, verb
 
 
 def _make_evaluation(
-    eval_env: VecEnv | None, config: RunConfig, folder: RunFolder, stop: StopRequest
+    eval_env: VecEnv | None, config: RunConfig, folder: RunFolder, stop: StopRequest, pace: Pace
 ) -> ReportingEvalCallback | None:
     if eval_env is None:
         return None
@@ -203,14 +205,16 @@ def _make_evaluation(
         eval_freq=max(config.eval_freq // config.n_envs, 1),
         log_path=str(folder.path),
         seed=config.seed + EVAL_SEED_OFFSET,
+        pace=pace,
     )
 
 
-def _checkpoint(folder: RunFolder, options: TrainOptions) -> TrainingCheckpoint:
+def _checkpoint(folder: RunFolder, options: TrainOptions, state_told: bool) -> TrainingCheckpoint:
     return TrainingCheckpoint(
         folder.checkpoints,
         save_freq=options.checkpoint_freq or CHECKPOINT_FREQ,
         keep_last=options.keep_checkpoints or KEEP_CHECKPOINTS,
+        tell_lost_state=not state_told,
     )
 
 
@@ -220,7 +224,16 @@ def _announce(session: Session, plan: Plan) -> None:
         print(f"Going on from {plan.checkpoint}, step {model.num_timesteps:,} of {config.total_timesteps:,}.", flush=True)
     else:
         print(f"Training on {config.env} for {config.total_timesteps:,} environment steps, seed {config.seed}.")
+        _announce_no_evaluation(config, model)
     print(f"Results go to {session.folder.path}. Ctrl-C stops and saves a checkpoint.", flush=True)
+
+
+def _announce_no_evaluation(config: RunConfig, model: HMASD) -> None:
+    """Say so if evaluations are wanted, and the run is over before the first."""
+    rollout = model.n_steps * config.n_envs
+    steps = -(-config.total_timesteps // rollout) * rollout  # it ends with a whole one
+    if config.eval_freq and max(config.eval_freq // config.n_envs, 1) * config.n_envs > steps:
+        print(f"Note: no evaluation: --eval-freq {config.eval_freq} is beyond {steps:,} steps.")
 
 
 def _run(session: Session, stop: StopRequest, anew: bool) -> int:
@@ -230,7 +243,8 @@ def _run(session: Session, stop: StopRequest, anew: bool) -> int:
     # Always the same ones in the same order, by which a checkpoint knows them again.
     callbacks: list[BaseCallback] = [StopRequestCallback(stop)]
     callbacks += [] if session.evaluation is None else [session.evaluation]
-    callbacks += [session.checkpoint, ProgressLines(session.options.checkpoint_freq or CHECKPOINT_FREQ, quiet=bar)]
+    every = session.options.checkpoint_freq or CHECKPOINT_FREQ
+    callbacks += [session.checkpoint, ProgressLines(every, quiet=bar, pace=session.pace)]
     # Also with no step left to take: a stop may have come between the last step and the last update.
     model.learn(max(remaining, 0), callback=callbacks, reset_num_timesteps=anew, progress_bar=bar)
     if not _complete(session):
