@@ -275,7 +275,7 @@ def _scheduled_batch_size(value: Any, n_steps: int, n_envs: int, progress_remain
 
 def nearest(name: str, known: list[str]) -> str:
     """ " Did you mean ...?" with the closest known name, or an empty string."""
-    close = get_close_matches(name, known, n=1, cutoff=0.4)
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -256,3 +256,24 @@ def test_a_state_that_is_lost_is_told_once(
     noted = "Note: state for exact resume: teams.RandomTeam cannot give" in capsys.readouterr().out
     warned = "teams.RandomTeam cannot give" in caplog.text
     assert (noted, warned) == (check == "--check", check == "--no-check")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--set", "env_kwargs={siz: 5}"],
+            r"--set env_kwargs={siz: 5}: env_kwargs: .*unexpected keyword argument 'siz'",
+        ),
+        (
+            ["--env", "meeting"],
+            "There is a file meeting.py here: .*'meeting:parallel_env'. `hmasd envs` lists the games.",
+        ),
+    ],
+)
+def test_what_cannot_be_made_is_named_with_its_place(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("meeting.py").touch()
+    assert hmasd("check", *arguments) == 2
+    assert re.fullmatch(rf"Error: .*{message}.*\n", capsys.readouterr().err)

@@ -197,6 +197,11 @@ def test_files_that_are_none(file: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_that_is_not_alike_is_not_proposed(file: Path) -> None:
+    with pytest.raises(InputError, match=r"has no entry for 'AliceAndBob-v0'; it has \['Foo-v0', 'Bar-v0'\]\. Add one"):
+        read(file, "Foo-v0: {gamma: 0.9}\nBar-v0: {}\n", env="AliceAndBob-v0")
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.yml: cannot be read: No such file"):
         read_request(TrainOptions(config=tmp_path / "nothing.yml"))

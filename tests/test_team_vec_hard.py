@@ -1,5 +1,6 @@
 """make_team_vec_env and its adapter where arguments, registries and endings are unusual."""
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,25 @@ def test_an_end_in_both_ways_is_no_time_limit_and_the_restart_has_its_own_info()
             assert info["TimeLimit.truncated"] is False
             assert ("terminal_observation" in info) == done
             assert info["restarts"] == -1
+
+
+def test_an_unknown_id_with_none_near_names_the_own_games_alone() -> None:
+    with pytest.raises(
+        ValueError, match=r"This package's own are AliceAndBob-v0, .*SMAX-3m-v0, .*package\.module:function"
+    ) as met:
+        make_team_vec_env("rendezvous", 2)
+    assert "CartPole" not in str(met.value)
+
+
+@pytest.mark.parametrize(
+    ("env", "place"),
+    [("meeting", "meeting"), ("meeting.py", "meeting"), ("own/meeting.py", "own.meeting"), ("own.meeting", "own.meeting")],
+)
+def test_a_file_that_was_meant_is_named(env: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in (Path("meeting.py"), Path("own/meeting.py")):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    message = f"There is a file {place.replace('.', '/')}.py here: name its function too, as in '{place}:parallel_env'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_team_vec_env(env, 2)

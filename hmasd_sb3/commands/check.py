@@ -27,7 +27,7 @@ def check(
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.yml", help="Settings as for training.")] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting, e.g. env_kwargs={size: 5}.")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting, e.g. 'env_kwargs={size: 5}'.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps to take at most.")] = 1000,
     seconds: Annotated[float, typer.Option(min=0.0, metavar="S", help="Seconds to play at most.")] = 10.0,
@@ -43,7 +43,7 @@ def check(
 
 
 def _check(options: TrainOptions, steps: int, seconds: float) -> Outcome:
-    from hmasd_sb3.running.config import read_request
+    from hmasd_sb3.running.config import read_request, why_refused
     from hmasd_sb3.running.env_check import REFUSALS, try_environment
     from hmasd_sb3.running.errors import InputError
 
@@ -53,7 +53,7 @@ def _check(options: TrainOptions, steps: int, seconds: float) -> Outcome:
     try:
         report = try_environment(request.config, steps, seconds)
     except REFUSALS as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(why_refused(error, request.places)) from error
     print(f"Played {report.summary()}.")
     for finding in report.findings:
         print(f"{finding.level.capitalize()}: {finding}")

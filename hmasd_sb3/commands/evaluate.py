@@ -31,7 +31,7 @@ def evaluate(
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="env_kwargs={...} or normalize=..., as for training."),
+        typer.Option("--set", metavar="NAME=VALUE", help="'env_kwargs={...}' or normalize=..., as for training."),
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes to play.")] = 100,
     n_envs: Annotated[int, typer.Option(min=1, metavar="N", help="Environments side by side, at most.")] = 32,

@@ -22,6 +22,7 @@ from hmasd_sb3.running.options import TrainOptions
 from hmasd_sb3.running.shipped import shipped_file, shipped_ids
 from hmasd_sb3.running.yaml_file import DEFAULT, Given, names_of_sections, read_assignment, read_section
 from hmasd_sb3.validation import nearest, resolve_batch_size
+from hmasd_sb3.wrappers.vec import UnknownGameError
 
 # Exact resuming needs the counts that the file may also set to come from one place only.
 _OPTION_OF = {"n_timesteps": "--total-timesteps", "n_envs": "--n-envs"}
@@ -29,7 +30,7 @@ _SECTION_NAMES = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs")
 _ZOO_ONLY = {
     "env_wrapper": "no wrapper classes are applied: wrap the game in a function and give --env package.module:function",
     "vec_env_wrapper": "vector environments are not wrapped, but for 'normalize'",
-    "frame_stack": "frames are not stacked: the networks are recurrent, or do it in the game",
+    "frame_stack": "frames are not stacked: the networks are recurrent and remember earlier ones",
     "callback": "the callbacks are its own",
     "monitor_kwargs": "episodes are reported by its own monitors",
 }
@@ -104,6 +105,21 @@ class Request:
     """Where arguments of the game were given, by name."""
     note: str = ""
     """Lines about what was taken without being asked for."""
+
+
+def why_refused(error: BaseException, places: Mapping[str, str]) -> str:
+    """What a game or a model objects to, in one line, with the place of the argument that it is about.
+
+    :param error: that was raised while it was made
+    :param places: where arguments of the game were given, by name
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, UnknownGameError):
+        return f"{text} `hmasd envs` lists the games."
+    for name, where in places.items():
+        if re.search(rf"\b{re.escape(name)}\b", text):
+            return f"{where}: env_kwargs: {text}"
+    return text
 
 
 def read_request(options: TrainOptions, base: RunConfig | None = None) -> Request:

@@ -17,7 +17,7 @@ from hmasd_sb3.monitoring.evaluate import SkillEvaluation, evaluate_skills
 from hmasd_sb3.monitoring.optional import import_optional
 from hmasd_sb3.monitoring.skill_usage import plot_skill_usage
 from hmasd_sb3.monitoring.video import agent_names, record_episode
-from hmasd_sb3.running.config import RunConfig, read_request
+from hmasd_sb3.running.config import RunConfig, read_request, why_refused
 from hmasd_sb3.running.environments import SAVED_SEED_OFFSET, make_playing_env
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.folder import RunFolder
@@ -66,7 +66,7 @@ def evaluate_saved(options: EvalOptions) -> Played:
             stack.callback(env.close)
             model = _load(path, env)
         except (ValueError, TypeError, ImportError, OSError, ModelFileError) as error:
-            text = " ".join(str(error).split())
+            text = why_refused(error, {})
             shown = options.render and "render" in text
             raise InputError(f"--render: {text}. (--gif writes an episode instead.)" if shown else text) from error
         if options.render:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,13 +32,6 @@ class Plan:
     """What the person should know, though it is no error."""
     places: dict[str, str] = field(default_factory=dict)
     """Where arguments of the game were given, by name."""
-
-    def place_of(self, text: str) -> str:
-        """Where to look for what an error of the game is about: the beginning of its message, or nothing."""
-        for name, where in self.places.items():
-            if re.search(rf"\b{re.escape(name)}\b", text):
-                return f"{where}: env_kwargs: "
-        return ""
 
 
 def make_plan(options: TrainOptions) -> Plan:
@@ -116,7 +108,7 @@ def _run_to_repeat(options: TrainOptions) -> tuple[RunConfig | None, tuple[str, 
     if options.env not in (None, config.env) and config.env_kwargs:
         warnings.append(
             f"the arguments {config.env_kwargs} that {config.env} had in {folder.path} are not those of {options.env}, which "
-            "gets none but by --set env_kwargs={...}."
+            "gets none but by --set 'env_kwargs={...}'."
         )
         config = replace(config, env_kwargs={})
     return config, tuple(warnings)

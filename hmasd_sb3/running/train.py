@@ -20,7 +20,7 @@ from hmasd_sb3.monitoring.metrics_log import JsonLinesOutput, ResumedTensorBoard
 from hmasd_sb3.monitoring.progress import Pace, ProgressLines
 from hmasd_sb3.monitoring.stopping import StopRequest, StopRequestCallback
 from hmasd_sb3.running.command_line import resume_command, typed_command
-from hmasd_sb3.running.config import RunConfig
+from hmasd_sb3.running.config import RunConfig, why_refused
 from hmasd_sb3.running.env_check import check_before_training
 from hmasd_sb3.running.environments import EVAL_SEED_OFFSET, make_evaluation_env, make_training_env
 from hmasd_sb3.running.errors import DONE, SIGNAL_BASE, InputError
@@ -122,8 +122,7 @@ def _build(plan: Plan, stack: ExitStack) -> tuple[HMASD, VecEnv | None]:
             return HMASD.load(plan.checkpoint, env=env, device=config.hyperparameters.get("device", "auto")), eval_env
         return HMASD(config.policy, env, seed=config.seed, **build_hyperparameters(config.hyperparameters)), eval_env
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"{plan.place_of(text)}{text}") from error
+        raise InputError(why_refused(error, plan.places)) from error
 
 
 def make_server(options: TrainOptions) -> TensorBoardServer | None:

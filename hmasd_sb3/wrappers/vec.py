@@ -19,11 +19,16 @@ from pettingzoo import AECEnv, ParallelEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
-import hmasd_sb3.envs  # noqa: F401  (registers the bundled games, in worker processes too)
+import hmasd_sb3.envs  # registers the bundled games, in worker processes too
 from hmasd_sb3.wrappers.convert import as_team_env
 from hmasd_sb3.wrappers.gym_vector import GymVectorTeamVecEnv
 from hmasd_sb3.wrappers.team_spaces import check_team_spaces
 from hmasd_sb3.wrappers.workers import WorkerTeamVecEnv
+
+
+class UnknownGameError(ValueError):
+    """No game is registered under an id."""
+
 
 Factory = Callable[..., Any]
 Wrapper = Callable[[Any], Any]
@@ -201,12 +206,21 @@ def _find_id(env_id: str) -> EnvSpec | Factory:
         games = _pettingzoo_games()
         if env_id in games:
             return games[env_id].make  # type: ignore[no-any-return]
-        near = difflib.get_close_matches(env_id, [*registry, *games], n=3, cutoff=0.6)
-        hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else f"Registered: {sorted(registry)}."
-        raise ValueError(
-            f"{env_id!r} is registered neither with Gymnasium nor with PettingZoo. {hint} Import the "
-            "package that registers it first, or name a function as 'package.module:function'."
+        raise UnknownGameError(
+            f"{env_id!r} is registered neither with Gymnasium nor with PettingZoo. {_hint(env_id, [*registry, *games])}"
         ) from error
+
+
+def _hint(env_id: str, known: list[str]) -> str:
+    """What may have been meant by an id that nothing is registered under."""
+    parts = env_id.removesuffix(".py").replace("/", ".").split(".")
+    file = os.path.join(*parts) + ".py"
+    if all(part.isidentifier() for part in parts) and os.path.isfile(file):
+        return f"There is a file {file} here: name its function too, as in '{'.'.join(parts)}:parallel_env'."
+    near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.6)
+    own = sorted(spec.id for spec in registry.values() if str(spec.entry_point).startswith(f"{hmasd_sb3.__name__}."))
+    hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else f"This package's own are {', '.join(own)}."
+    return f"{hint} Import the package that registers it first, or name a function as 'package.module:function'."
 
 
 def _pettingzoo_games() -> dict[str, Any]:
