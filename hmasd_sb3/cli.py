@@ -36,13 +36,16 @@ def commands(
     """Train teams of agents with HMASD, hierarchical multi-agent skill discovery."""
 
 
-app.command(epilog=check.EXIT_CODES)(check.check)
-app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
-app.command()(envs.envs)
-app.command("eval", epilog=evaluate.EXIT_CODES)(evaluate.evaluate)
-app.command(epilog=train.EXIT_CODES)(train.train)
-app.command(epilog=tune.EXIT_CODES)(tune.tune)
-app.command(context_settings=zoo.CONTEXT, add_help_option=False)(zoo.zoo)
+# Texts of at most 60 characters, as others are cut off in the list of commands.
+app.command(epilog=check.EXIT_CODES, short_help="Try an environment out: what breaks a convention?")(check.check)
+app.command(epilog=doctor.EXIT_CODES, short_help="Look at this computer: what works, what is missing?")(doctor.doctor)
+app.command(short_help="List environments, their sizes and recommended settings.")(envs.envs)
+app.command("eval", epilog=evaluate.EXIT_CODES, short_help="Play a saved model: return, success, use of skills.")(
+    evaluate.evaluate
+)
+app.command(epilog=train.EXIT_CODES, short_help="Train a team, or go on with a run.")(train.train)
+app.command(epilog=tune.EXIT_CODES, short_help="Search for hyperparameters with Optuna.")(tune.tune)
+app.command(context_settings=zoo.CONTEXT, add_help_option=False, short_help="Run RL Zoo's programs with HMASD.")(zoo.zoo)
 
 
 def main() -> None:

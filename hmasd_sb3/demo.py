@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import stable_baselines3
@@ -28,10 +28,12 @@ from hmasd_sb3 import HMASD, make_team_vec_env
 from hmasd_sb3.monitoring import plot_learning_curve, record_episode
 from hmasd_sb3.monitoring.evaluation import ReportingEvalCallback
 from hmasd_sb3.monitoring.optional import import_optional
-from hmasd_sb3.monitoring.plots import SUCCESS_TARGET
 from hmasd_sb3.monitoring.stopping import StopRequest, StopRequestCallback, show_cursor
 
+EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
+SUCCESS_TARGET = 0.95
+"""Success rate from which on the game counts as solved."""
 # Far enough apart that no two of the three groups of environments ever share a seed.
 _EVAL_SEED_OFFSET = 10_000
 _FINAL_SEED_OFFSET = 20_000
@@ -74,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run the demo.
 
     :param arguments: command line without the program's name; ``None``: that of the process
-    :return: exit code: 0 when the run is complete, however well it went; 130 when it was interrupted
+    :return: exit code: 0 when the run is complete, however well it went; 2 when a package is missing or the folder is in
+        use, and nothing was started; 130 when it was interrupted
     """
     settings = _parse(arguments)
     # Networks this small spend longer waiting for each other's threads than computing.
@@ -145,7 +148,12 @@ def _require_packages() -> None:
         for module in ("matplotlib", "imageio", "tensorboard", "tqdm", "rich"):
             import_optional(module, purpose="The demo", extra="demo")
     except ImportError as error:
-        sys.exit(str(error))
+        _refuse(str(error))
+
+
+def _refuse(why: str) -> NoReturn:
+    print(f"Error: {why}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_REFUSED)
 
 
 def _make_folder(settings: Settings) -> Path:
@@ -153,7 +161,7 @@ def _make_folder(settings: Settings) -> Path:
     if settings.out is not None:
         settings.out.mkdir(parents=True, exist_ok=True)
         if any(settings.out.iterdir()):
-            sys.exit(f"{settings.out} already holds files, which this run could overwrite: choose another --out")
+            _refuse(f"{settings.out} already holds files, which this run could overwrite: choose another --out")
         return settings.out
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", settings.env)
     stem = Path("runs") / f"{name}-seed{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -243,7 +251,7 @@ def _draw(model: HMASD, settings: Settings, folder: Path) -> list[str]:
     evaluations = folder / "evaluations.npz"
     if evaluations.exists():
         title = f"HMASD on {settings.env}, seed {settings.seed}"
-        plot_learning_curve(evaluations, folder / "learning_curve.png", title)
+        plot_learning_curve(evaluations, folder / "learning_curve.png", title, SUCCESS_TARGET)
     else:
         notes.append("no learning_curve.png: the run was shorter than --eval-freq")
     try:

@@ -42,8 +42,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_a_line_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert hmasd("--help") == 0
     out = capsys.readouterr().out
-    for name in ("check", "doctor", "envs", "eval", "train"):
-        assert re.search(rf"^  {name} +\S.{{20}}", out, re.MULTILINE), name
+    for name in ("check", "doctor", "envs", "eval", "train", "tune", "zoo"):
+        assert re.search(rf"^  {name} +\S.{{20,58}}[.?]$", out, re.MULTILINE), name
+    assert "..." not in out.partition("Commands:")[2]
 
 
 def test_help_needs_no_torch() -> None:

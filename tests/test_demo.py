@@ -113,12 +113,14 @@ class TestCompleteRun:
         assert "no learning_curve.png" in out
         assert {path.name for path in Path("here").iterdir()} == {"model.zip", "summary.json", "tensorboard"}
 
-    def test_never_writes_into_a_folder_with_files(self, in_tmp: Path) -> None:
+    def test_never_writes_into_a_folder_with_files(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = in_tmp / "earlier"
         out.mkdir()
         (out / "model.zip").write_text("precious")
-        with pytest.raises(SystemExit, match="already holds files"):
+        with pytest.raises(SystemExit) as stopped:
             demo.main([*SMALL, "--out", str(out)])
+        assert stopped.value.code == 2
+        assert "already holds files" in capsys.readouterr().err
         assert (out / "model.zip").read_text() == "precious"
 
     def test_runs_of_the_same_second_get_folders_of_their_own(self, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +130,14 @@ class TestCompleteRun:
         assert folders[0] == "some.module-game-seed0-20300101-000000"
         assert len(set(folders)) == 3
 
-    def test_missing_package_is_named_before_any_work(self, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_package_is_named_before_any_work(
+        self, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setitem(sys.modules, "imageio", None)
-        with pytest.raises(SystemExit, match=r'needs the package "imageio".*pip install "hmasd-sb3\[demo\]"'):
+        with pytest.raises(SystemExit) as stopped:
             demo.main(SMALL)
+        assert stopped.value.code == 2
+        assert re.search(r'needs the package "imageio".*pip install "hmasd-sb3\[demo\]"', capsys.readouterr().err)
         assert list(in_tmp.iterdir()) == []
 
     @pytest.mark.parametrize("option", ["--n-envs", "--total-timesteps", "--eval-freq", "--eval-episodes"])

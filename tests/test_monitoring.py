@@ -233,17 +233,23 @@ class TestLearningCurve:
         successes = np.array([[False] * 10, [True] * 5 + [False] * 5, [True] * 10])
         path = write_evaluations(tmp_path, successes.astype(float), successes=successes)
         axes = Figure().add_subplot()
-        plots._draw(axes, plots._read_evaluations(path), "A title")
+        plots._draw(axes, plots._read_evaluations(path), "A title", 0.9)
         line = next(line for line in axes.lines if line.get_label() == "success rate")
         assert line.get_ydata().tolist() == [0.0, 0.5, 1.0]
         assert line.get_xdata().tolist() == [1000, 2000, 3000]
-        target = next(line for line in axes.lines if line.get_label() == "target 0.95")
-        assert list(target.get_ydata()) == [0.95, 0.95]
+        target = next(line for line in axes.lines if line.get_label() == "target 0.9")
+        assert list(target.get_ydata()) == [0.9, 0.9]
         band = axes.collections[0].get_paths()[0].vertices[:, 1]
         assert band.max() == pytest.approx(1.0)
         assert wilson_interval(0, 10)[1] == pytest.approx(band[band < 0.5].max(), abs=0.05)
         assert axes.get_title() == "A title"
         assert axes.get_xlabel() == "environment steps"
+
+    def test_no_target_is_drawn_that_nobody_set(self, tmp_path: Path) -> None:
+        path = write_evaluations(tmp_path, np.ones((3, 10)), successes=np.ones((3, 10), bool))
+        axes = Figure().add_subplot()
+        plots._draw(axes, plots._read_evaluations(path), None, None)
+        assert [line.get_label() for line in axes.lines] == ["success rate"]
 
     def test_return_where_no_success_is_reported(self, tmp_path: Path) -> None:
         results = np.random.default_rng(0).normal(5.0, 1.0, size=(3, 50))

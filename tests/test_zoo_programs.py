@@ -160,6 +160,14 @@ class TestPlots:
         names = {path.name for path in (in_tmp / "figures").iterdir()}
         assert {"Training-Episodic-Reward.png", "Results-AliceAndBob-v0.png", "Sensitivity-plot.png"} <= names
 
+    @pytest.mark.parametrize("saved", [["--save-figures", "figures"], []])
+    def test_no_empty_picture(self, saved: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert train() == 0
+        capsys.readouterr()
+        assert zoo("plot-train", "-a", "hmasd", "-e", "AliceAndBob-v0", "-f", "logs", *saved) == 2
+        assert "no run found has as many episodes as the rolling window (-w N, 100" in capsys.readouterr().err
+        assert not list(Path().glob("figures/*"))
+
     def test_what_cannot_be_plotted(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert train(*EVALUATED) == 0
         assert zoo("all-plots", "-a", "hmasd", "-e", "AliceAndBob-v0", "-f", "logs", "-o", "results", "--no-display") == 0
@@ -167,6 +175,23 @@ class TestPlots:
         assert "at least two runs" in capsys.readouterr().err
         assert zoo("plot-from-file", "-i", "results", "--save-figures") == 2
         assert "--save-figures needs the name of a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("meeting:parallel_env", "Error: meeting:parallel_env not found in gym registry. A game of your own needs an id and "),
+        (
+            "AliceAndBo-v0",
+            "Error: AliceAndBo-v0 not found in gym registry, you maybe meant AliceAndBob-v0. A game of your own ",
+        ),
+    ],
+)
+def test_a_game_without_an_id_is_pointed_somewhere(env: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo("train", "--env", env) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert "docs/zoo.md; hmasd train --env package.module:function needs none.\n" in err
 
 
 @needs("pandas")

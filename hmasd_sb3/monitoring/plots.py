@@ -9,9 +9,6 @@ import numpy.typing as npt
 
 from hmasd_sb3.monitoring.optional import import_optional
 
-SUCCESS_TARGET = 0.95
-"""Success rate from which on a task counts as solved; drawn as a dashed line."""
-
 _LINE_COLOUR = "#0072b2"
 _TARGET_COLOUR = "#707070"
 _N_BOOTSTRAP = 2000
@@ -53,7 +50,9 @@ def wilson_interval(n_successes: int, n_episodes: int, z: float = 1.96) -> tuple
     return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
 
 
-def plot_learning_curve(evaluations_npz: Path | str, out_png: Path | str, title: str | None = None) -> Path:
+def plot_learning_curve(
+    evaluations_npz: Path | str, out_png: Path | str, title: str | None = None, target: float | None = None
+) -> Path:
     """
     Draw the success rate, or where the game reports none the mean return, over environment steps.
 
@@ -64,6 +63,7 @@ def plot_learning_curve(evaluations_npz: Path | str, out_png: Path | str, title:
         ``results`` (E, n_episodes) and, if episodes report ``is_success``, ``successes`` (E, n_episodes)
     :param out_png: the picture; its folder is created if need be
     :param title: heading of the picture
+    :param target: success rate from which on the game counts as solved, drawn as a dashed line; None: there is none
     :return: ``out_png`` as a path
     :raises FileNotFoundError: if there is no such file of evaluations
     :raises ValueError: if it holds no evaluation
@@ -75,7 +75,7 @@ def plot_learning_curve(evaluations_npz: Path | str, out_png: Path | str, title:
     # A figure of its own and its own canvas, without pyplot: no global state, no window, usable in a worker thread.
     figure = figure_module.Figure(figsize=(7.0, 4.2), layout="constrained")
     agg_module.FigureCanvasAgg(figure)
-    _draw(figure.add_subplot(), curve, title)
+    _draw(figure.add_subplot(), curve, title, target)
     out_png = Path(out_png)
     out_png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_png, dpi=150)
@@ -114,7 +114,7 @@ def bootstrap_mean(results: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.flo
     return low, high
 
 
-def _draw(axes: Any, curve: _Curve, title: str | None) -> None:
+def _draw(axes: Any, curve: _Curve, title: str | None, target: float | None) -> None:
     ticker = import_optional("matplotlib.ticker", purpose="Drawing a learning curve", extra="demo")
     axes.fill_between(
         curve.timesteps, curve.low, curve.high, color=_LINE_COLOUR, alpha=0.18, linewidth=0, label="95 % interval"
@@ -122,7 +122,8 @@ def _draw(axes: Any, curve: _Curve, title: str | None) -> None:
     label = "success rate" if curve.is_success else "mean return"
     axes.plot(curve.timesteps, curve.mean, color=_LINE_COLOUR, marker="o", markersize=4, linewidth=1.8, label=label)
     if curve.is_success:
-        axes.axhline(SUCCESS_TARGET, color=_TARGET_COLOUR, linestyle="--", linewidth=1, label=f"target {SUCCESS_TARGET:g}")
+        if target is not None:
+            axes.axhline(target, color=_TARGET_COLOUR, linestyle="--", linewidth=1, label=f"target {target:g}")
         axes.set_ylim(-0.03, 1.05)
         axes.yaxis.set_major_locator(ticker.MultipleLocator(0.2))
     axes.set_xlim(left=0)

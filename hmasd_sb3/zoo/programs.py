@@ -63,7 +63,11 @@ def run_program(name: str, arguments: Sequence[str]) -> int:
 
         # Networks this small spend longer waiting for each other's threads than computing.
         th.set_num_threads(1)
-    with _saved_figures(name, arguments), patch.object(sys, "argv", [f"hmasd zoo {name}", *arguments]):
+    with (
+        _saved_figures(name, arguments),
+        _refused_if_empty(name),
+        patch.object(sys, "argv", [f"hmasd zoo {name}", *arguments]),
+    ):
         try:
             if function is None:
                 _run_module(module_name, packages)
@@ -76,8 +80,20 @@ def run_program(name: str, arguments: Sequence[str]) -> int:
                 raise InputError("plot-from-file needs at least two runs of each algorithm and game.") from error
             if isinstance(error, InputError) or not _raised_by_zoo_itself(error):
                 raise
-            raise InputError(" ".join(str(error).split())) from error
+            raise InputError(_plain(error)) from error
     return DONE
+
+
+def _plain(error: BaseException) -> str:
+    """One line about what RL Zoo refused, and for an unknown game what it does not say."""
+    text = " ".join(str(error).split())
+    if "not found in gym registry" not in text:
+        return text
+    text = text.removesuffix(", you maybe meant 'no close match found...'?")
+    return (
+        f"{text.rstrip('.?')}. A game of your own needs an id and --gym-packages, see 'A game of your own' in docs/zoo.md; "
+        "hmasd train --env package.module:function needs none."
+    )
 
 
 def _defaults(name: str, arguments: Sequence[str]) -> list[str]:
@@ -190,6 +206,31 @@ def _saved_figures(name: str, arguments: list[str]) -> Iterator[None]:
         figure.savefig(path, dpi=120)
         print(f"Written: {path}", flush=True)
     pyplot.close("all")
+
+
+@contextmanager
+def _refused_if_empty(name: str) -> Iterator[None]:
+    """Refuse an empty picture, which ``plot-train`` would show or write.
+
+    :raises InputError: if there is no curve
+    """
+    if name != "plot-train":
+        yield
+        return
+    pyplot = import_zoo("matplotlib.pyplot")
+    legend = pyplot.legend  # called once, when all curves are drawn
+
+    def legend_of_something() -> None:
+        if not pyplot.gca().lines:
+            pyplot.close()
+            raise InputError(
+                "plot-train: there is nothing to draw: no run found has as many episodes as the rolling window (-w N, 100 "
+                "unless given)."
+            )
+        legend()
+
+    with patch.object(pyplot, "legend", legend_of_something):
+        yield
 
 
 def _take_option(arguments: list[str], option: str) -> str | None:
