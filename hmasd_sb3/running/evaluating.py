@@ -51,13 +51,11 @@ def evaluate_saved(options: EvalOptions) -> Played:
 
     :raises InputError: if there is no such model, no environment for it, or statistics that it needs are missing
     """
-    written = [(option, file, suffix) for option, file, suffix in _files(options) if file is not None]
-    for option, file, suffix in written:
-        _check_suffix(option, file, suffix)
     _ask_for_packages(options)
     path, config = find_model(options)
-    for option, file, _ in written:
-        _make_room(option, file)
+    for option, file, suffix in (("--gif", options.gif, ".gif"), ("--plot", options.plot, ".png")):
+        if file is not None:
+            _make_room(option, file, suffix)
     seed = config.seed + SAVED_SEED_OFFSET if options.seed is None else options.seed
     n_envs = 1 if options.render else min(options.n_envs, options.episodes)
     with ExitStack() as stack:
@@ -209,26 +207,15 @@ def _record(model: HMASD, env: VecEnv, config: RunConfig, options: EvalOptions, 
         raise InputError(f"--gif: {' '.join(str(error).split())}") from error
 
 
-def _files(options: EvalOptions) -> tuple[tuple[str, Path | None, str], ...]:
-    """Files that may be asked for: the option, what it names, and the ending of the only format that is written."""
-    return (("--gif", options.gif, ".gif"), ("--plot", options.plot, ".png"))
-
-
-def _check_suffix(option: str, file: Path, suffix: str) -> None:
-    """Refuse a name that promises another format.
-
-    :raises InputError: naming the ending that works
-    """
-    if file.suffix.lower() != suffix:
-        raise InputError(f"{option} {file}: the name must end in {suffix}, as no other format is written.")
-
-
-def _make_room(option: str, file: Path) -> None:
+def _make_room(option: str, file: Path, suffix: str) -> None:
     """Make the folder that a file is to be written into.
 
     :param option: what asked for the file
-    :raises InputError: if the file cannot be written
+    :param suffix: of the only format that is written
+    :raises InputError: if the file cannot be written, or its name promises another format
     """
+    if file.suffix.lower() != suffix:
+        raise InputError(f"{option} {file}: the name must end in {suffix}, as no other format is written.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=file.parent):
