@@ -132,9 +132,10 @@ def try_environment(config: RunConfig, max_steps: int = MAX_STEPS, max_seconds: 
     return report
 
 
-def check_before_training(config: RunConfig) -> None:
+def check_before_training(config: RunConfig, with_notes: bool = True) -> None:
     """Try the game of a run out and tell what was found.
 
+    :param with_notes: also what does no harm, such as about going on from checkpoints
     :raises InputError: if something would ruin the run; nothing was written
     """
     if config.env in JAXMARL_IDS:  # this package's own, and compiled once more for the trial
@@ -149,7 +150,7 @@ def check_before_training(config: RunConfig) -> None:
             continue  # will be said again
         if finding.level == "warning":
             print(f"Warning: {finding}", file=sys.stderr, flush=True)
-        elif finding.level == "note":
+        elif finding.level == "note" and with_notes:
             print(f"Note: {finding}", flush=True)
     if report.errors:
         raise InputError(

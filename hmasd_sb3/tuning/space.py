@@ -135,6 +135,12 @@ class SearchSpace:
                 params |= kind.encode(name, value)
         return params
 
+    def longest_rollout(self) -> int:
+        """The largest ``n_steps`` that a trial may have."""
+        kind = self.ranges.get("n_steps")
+        ends = [self.fixed.get("n_steps", default_of("n_steps"))] if kind is None else kind.ends()
+        return max(int(steps) for steps in ends)  # type: ignore[arg-type]
+
     def names_of(self, argument: str) -> set[str]:
         """A trial's parameters that may stand for a searched argument."""
         return {N_MINIBATCHES} if argument == "batch_size" else {argument, COMPLEMENT + argument, argument + SCHEDULE}
