@@ -279,7 +279,7 @@ def test_the_command_ends_with_it_and_does_it_once(capfd: pytest.CaptureFixture[
     out, err = capfd.readouterr()
     found = json.loads(out)
     assert found["trials"] == {"complete": 3}
-    assert "Then the best 2 and the defaults do so 2 times each, on new seeds." in err
+    assert "Trainings: 1 per trial; then 2 for each of the best 2 and the defaults, on new seeds." in err
     assert "on seeds 1, 2 that they were not chosen by" in err
     assert len(found["confirmed"]) == 3
     # Numbers are those of the search, from first to last.

@@ -91,7 +91,7 @@ def tune(
         typer.Option(
             min=0,
             metavar="N",
-            help="Trials that vary the best one so far in an eighth of its arguments; then the sampler has all of the space.  "
+            help="Trials that vary the best one so far by steps in an eighth of its arguments; the sampler draws the others.  "
             "[default: two thirds of --trials]",
         ),
     ] = None,

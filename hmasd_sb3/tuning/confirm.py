@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hmasd_sb3.tuning.objective import HYPERPARAMETERS
 from hmasd_sb3.tuning.study import CONFIRMS, DEFAULTS, ORIGIN, SharedStudy, has_crashed, has_value, load_study, open_study
 
 if TYPE_CHECKING:
@@ -20,10 +21,14 @@ _CONFIRMATION = "confirmation"
 def candidates(shared: SharedStudy, number: int) -> list[FrozenTrial]:
     """The best ``number`` complete trials, and besides the defaults to compare them with, even if these were pruned."""
     defaults = [trial for trial in shared.trials() if trial.user_attrs.get(ORIGIN) == DEFAULTS and has_value(trial)]
-    complete = shared.ranked()
-    best = [trial for trial in complete if trial.user_attrs.get(ORIGIN) != DEFAULTS][:number]
-    # Alone they have nothing to be compared with.
-    return sorted(best + defaults, key=lambda trial: -(trial.value or 0.0)) if best else []
+    chosen = defaults[:1]
+    for trial in shared.ranked():
+        # Trials may have come to the same arguments on different ways.
+        if all(trial.user_attrs[HYPERPARAMETERS] != other.user_attrs[HYPERPARAMETERS] for other in chosen):
+            chosen.append(trial)
+    if len(chosen) == len(defaults[:1]):
+        return []  # the defaults alone have nothing to be compared with
+    return sorted(chosen[: number + len(defaults[:1])], key=lambda trial: -(trial.value or 0.0))
 
 
 def open_confirmation(shared: SharedStudy, number: int, n_seeds: int) -> tuple[SharedStudy, int]:

@@ -64,10 +64,10 @@ def tune(options: TuneOptions, stop: StopRequest) -> tuple[int, dict[str, Any]]:
 
 
 def _extent(options: TuneOptions) -> str:
-    text = f"Each trial trains {options.seeds} times."
+    text = f"Trainings: {options.seeds} per trial"
     if options.confirm:
-        text += f" Then the best {options.confirm} and the defaults do so {options.confirm_seeds} times each, on new seeds."
-    return text
+        text += f"; then {options.confirm_seeds} for each of the best {options.confirm} and the defaults, on new seeds"
+    return f"{text}."
 
 
 def run_worker(text: str, stop: StopRequest) -> int:
