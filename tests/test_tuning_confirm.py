@@ -21,6 +21,7 @@ from tuning import SMALL_GAME, quick_options
 from hmasd_sb3.tuning import search
 from hmasd_sb3.tuning.confirm import accept_confirmation, candidates, chosen_trial, confirmed, open_confirmation
 from hmasd_sb3.tuning.plots import plot_study
+from hmasd_sb3.tuning.pool import WorkerOptions
 from hmasd_sb3.tuning.report import best_yaml, confirmation_table, summary, trials_csv
 from hmasd_sb3.tuning.study import ORIGIN, RETRY_OF, SharedStudy, Turn, load_study
 
@@ -254,12 +255,11 @@ def test_the_time_allowed_is_that_of_search_and_confirmation_together(
 ) -> None:
     deadlines = []
 
-    def noting(shared: SharedStudy, command: Any, stop: Any) -> int:
-        deadlines.append(command.deadline)
-        return supervise(shared, command, stop)
+    def noting(**options: Any) -> WorkerOptions:
+        deadlines.append(options["deadline"])
+        return WorkerOptions(**options)
 
-    supervise = search._supervise
-    monkeypatch.setattr(search, "_supervise", noting)
+    monkeypatch.setattr(search, "WorkerOptions", noting)
     command = ["tune", *quick_options(ALICE, "--trials=2", "--out=o", "--confirm-seeds=1")]
     assert hmasd(*command, "--confirm=1", "--timeout=300") == 0
     assert len(deadlines) == 2
