@@ -20,8 +20,8 @@ from commands import TESTS, alive, hmasd, wait_until
 from optuna.trial import FrozenTrial
 from tuning import ALICE, quick_options
 
+from hmasd_sb3.tuning.command import _divide
 from hmasd_sb3.tuning.report import state_of
-from hmasd_sb3.tuning.search import _divide
 from hmasd_sb3.tuning.storage import open_storage
 from hmasd_sb3.tuning.study import RETRY_OF, WORKER
 
@@ -208,6 +208,14 @@ class TestFaults:
 
 
 class TestWrongInput:
+    def test_a_game_that_would_ruin_every_trial(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        game = ["--env=cli_games:FaultyTeam", "--metric=return", "--set=env_kwargs={fault: nan, at: 3}"]
+        assert hmasd("tune", *quick_options(*game), "--check") == 2
+        err = capsys.readouterr().err
+        assert "NaN" in err
+        assert "--no-check leaves that out" in err
+        assert list(in_tmp.iterdir()) == []
+
     def test_it_is_one_line_and_nothing_is_written(self, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for arguments, message in (
             (["--env", "AliceAndBob-v1"], "AliceAndBob"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from test_tuning_report import finished_study
 from tuning import SMALL_GAME, quick_options
 
 from hmasd_sb3.tuning import search
-from hmasd_sb3.tuning.confirm import candidates, chosen_trial, confirmed, open_confirmation
-from hmasd_sb3.tuning.report import best_yaml, confirmation_table, summary
+from hmasd_sb3.tuning.confirm import accept_confirmation, candidates, chosen_trial, confirmed, open_confirmation
+from hmasd_sb3.tuning.plots import plot_study
+from hmasd_sb3.tuning.pool import WorkerOptions
+from hmasd_sb3.tuning.report import best_yaml, confirmation_table, summary, trials_csv
 from hmasd_sb3.tuning.study import ORIGIN, RETRY_OF, SharedStudy, Turn, load_study
 
 ALICE = f"--set=env_kwargs={SMALL_GAME}"
@@ -57,6 +61,7 @@ def test_the_best_and_the_defaults_are_trained_again_on_seeds_after_the_own() ->
     shared = finished_study(5)  # trial 0, the defaults, has the lowest value
     assert [trial.number for trial in candidates(shared, 2)] == [4, 3, 0]
     assert [trial.number for trial in candidates(shared, 5)] == [4, 3, 2, 1, 0]
+    assert candidates(finished_study(1, storage="other.journal"), 2) == []  # the defaults alone
     confirmation, wanted = open_confirmation(shared, 2, 3)
     assert wanted == 3
     assert confirmation.spec.seeds == [2, 3, 4]
@@ -70,11 +75,13 @@ def test_new_seeds_decide_once_all_are_done() -> None:
     shared = finished_study(5)
     confirmation, _ = open_confirmation(shared, 2, 3)
     give_values(confirmation, [0.1, 0.7])
+    assert not accept_confirmation(shared, confirmation)
     assert confirmed(shared) == []
     chosen = chosen_trial(shared)
     assert chosen is not None
     assert chosen.number == 4
     give_values(confirmation, [0.3])
+    assert accept_confirmation(shared, confirmation)
     assert [(trial.number, again.value) for trial, again in confirmed(shared)] == [(3, 0.7), (0, 0.3), (4, 0.1)]
     chosen = chosen_trial(shared)
     assert chosen is not None
@@ -83,17 +90,35 @@ def test_new_seeds_decide_once_all_are_done() -> None:
     assert text.startswith(
         "# Trial 3 of the study 's' in s.journal, the best of the 3 that were trained again, on new seeds, of 5."
     )
-    assert "# On new seeds: trial    3   value      0.7   last evaluation by seed: 0.7 0.7 0.7" in text
+    assert "# Values on new seeds:\n#   trial    3   value      0.7   last evaluation by seed: 0.7 0.7 0.7" in text
     assert yaml.safe_load(text)["AliceAndBob-v0"]["gamma"] == arguments_of(shared.trials()[3])["gamma"]
     assert len(confirmation_table(shared)) == 3
     found = summary(shared)
     assert (found["best"]["number"], [one["number"] for one in found["confirmed"]]) == (3, [3, 0, 4])
+    assert (found["best"]["value"], found["best"]["value_on_new_seeds"]) == (0.3, 0.7)
+    rows = list(csv.DictReader(trials_csv(shared).splitlines()))
+    assert [row["value_on_new_seeds"] for row in rows] == ["0.3", "", "", "0.7", "0.1"]
+    assert [path.name for path in plot_study(shared, Path("out"))] == ["history.png", "importances.png", "slices.png"]
+
+
+def test_a_round_that_was_begun_leaves_the_one_before_it_in_force() -> None:
+    shared = finished_study(5)
+    confirmation, _ = open_confirmation(shared, 2, 1)
+    give_values(confirmation, [0.1, 0.7, 0.3])
+    assert accept_confirmation(shared, confirmation)
+    another, _ = open_confirmation(shared, 3, 2)
+    give_values(another, [0.9])
+    assert not accept_confirmation(shared, another)
+    chosen = chosen_trial(shared)
+    assert chosen is not None
+    assert chosen.number == 3
 
 
 def test_further_trials_need_another_round() -> None:
     shared = finished_study(2)
     confirmation, _ = open_confirmation(shared, 2, 1)
     give_values(confirmation, [0.2, 0.9])
+    assert accept_confirmation(shared, confirmation)
     assert len(confirmed(shared)) == 2
     trial = shared.next_trial(100, 100)
     assert isinstance(trial, Trial)
@@ -122,6 +147,7 @@ def test_a_trial_whose_worker_was_killed_still_counts_for_the_one_it_confirms() 
     trial = dead.next_trial(10, 3)  # by a worker that was never known to be alive
     assert isinstance(trial, Trial)
     give_values(confirmation, [0.4, 0.6])
+    assert accept_confirmation(shared, confirmation)
     assert [one.user_attrs.get(RETRY_OF) for one in confirmation.trials()] == [None, None, 0]
     assert {(trial.number, again.number) for trial, again in confirmed(shared)} == {(2, 2), (0, 1)}
 
@@ -138,6 +164,7 @@ def test_how_far_ahead_of_the_defaults_each_is() -> None:
         by_seed = [[1.0, 1.0, value - 0.1, value + 0.1] for value in values]
         trial.set_user_attr("evaluations", {"steps": [24, 48, 72, 96], "by_seed": by_seed})
         confirmation.end(trial, sum(values) / 4)
+    assert accept_confirmation(shared, confirmation)
     first, second = confirmation_table(shared)
     assert first.endswith("   +0.4 ± 0.058 (standard error) against the defaults")  # 0.11547 / 2
     assert "against" not in second
@@ -162,9 +189,10 @@ class TestCrashes:
         finish(confirmation, last, 0.1)
         assert confirmation.next_trial(4, 2) is Turn.DONE
         assert len(confirmation.trials()) == 4
+        assert accept_confirmation(shared, confirmation)
         assert [trial.number for trial, _ in confirmed(shared)] == [1, 2, 0]
         assert confirmation_table(shared)[-1] == "  trial    3   crashed: ValueError: not on this seed"
-        assert "# On new seeds: trial    3   crashed: ValueError" in best_yaml(shared)
+        assert "#   trial    3   crashed: ValueError" in best_yaml(shared)
 
     def test_it_is_asked_for_again_by_the_same_command(self) -> None:
         shared = finished_study(3)
@@ -174,6 +202,7 @@ class TestCrashes:
         again, wanted = open_confirmation(shared, 2, 1)
         assert (wanted, len(again.trials())) == (3, 4)
         give_values(again, [0.6])
+        assert accept_confirmation(shared, again)
         assert [trial.number for trial, _ in confirmed(shared)] == [2, 0, 1]
         assert len(confirmation_table(shared)) == 3
 
@@ -187,12 +216,12 @@ class TestCrashes:
         self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]))
-        options = ["--env=cli_games:PickyTeam", "--set=env_kwargs={refused: 4}", "--metric=return", "--trials=1"]
+        options = ["--env=cli_games:PickyTeam", "--set=env_kwargs={refused: 4}", "--metric=return", "--trials=2"]
         command = ["tune", *quick_options(*options, "--out=o", "--confirm=1", "--confirm-seeds=1")]
         assert hmasd(*command) == 4
         out = capfd.readouterr().out
         assert "Stopped. Traceback" in out
-        assert "trial 0 failed: RuntimeError: seed 4 is no good" in out
+        assert "failed: RuntimeError: seed 4 is no good" in out
         assert "Chosen by the seeds of the search alone" in out
         Path("mended").touch()
         assert hmasd(*command) == 0
@@ -214,10 +243,11 @@ def test_defaults_that_were_pruned_are_trained_again_all_the_same() -> None:
     assert [trial.number for trial in candidates(shared, 1)] == [2, 0]
     confirmation, _ = open_confirmation(shared, 1, 1)
     give_values(confirmation, [0.2, 0.4])
+    assert accept_confirmation(shared, confirmation)
     chosen = chosen_trial(shared)
     assert chosen is not None
     assert chosen.number == 0
-    assert "# Value 0 (pruned at step 48): the last third of" in best_yaml(shared)
+    assert "# Value in the search 0 (pruned at step 48); last evaluation by seed: 0 0." in best_yaml(shared)
 
 
 def test_the_time_allowed_is_that_of_search_and_confirmation_together(
@@ -225,19 +255,22 @@ def test_the_time_allowed_is_that_of_search_and_confirmation_together(
 ) -> None:
     deadlines = []
 
-    def noting(shared: SharedStudy, command: Any, stop: Any) -> int:
-        deadlines.append(command.deadline)
-        return supervise(shared, command, stop)
+    def noting(**options: Any) -> WorkerOptions:
+        deadlines.append(options["deadline"])
+        return WorkerOptions(**options)
 
-    supervise = search._supervise
-    monkeypatch.setattr(search, "_supervise", noting)
-    command = ["tune", *quick_options(ALICE, "--trials=1", "--out=o", "--confirm-seeds=1")]
+    monkeypatch.setattr(search, "WorkerOptions", noting)
+    command = ["tune", *quick_options(ALICE, "--trials=2", "--out=o", "--confirm-seeds=1")]
     assert hmasd(*command, "--confirm=1", "--timeout=300") == 0
     assert len(deadlines) == 2
     assert deadlines[0] == deadlines[1]
     capfd.readouterr()
-    assert hmasd(*command, "--confirm=2", "--timeout=0") == 0
-    assert "Chosen by the seeds of the search alone" in capfd.readouterr().out
+    before = Path("o/best.yml").read_text()
+    assert hmasd(*command, "--confirm-seeds=2", "--confirm=1", "--timeout=0") == 0  # another round, and no time for it
+    out = capfd.readouterr().out
+    assert "The time was up. The same command goes on." in out
+    assert "The best, trained again on new seeds:" in out
+    assert Path("o/best.yml").read_text() == before
 
 
 def test_the_command_ends_with_it_and_does_it_once(capfd: pytest.CaptureFixture[str]) -> None:
@@ -246,8 +279,15 @@ def test_the_command_ends_with_it_and_does_it_once(capfd: pytest.CaptureFixture[
     out, err = capfd.readouterr()
     found = json.loads(out)
     assert found["trials"] == {"complete": 3}
+    assert "Trainings: 1 per trial; then 2 for each of the best 2 and the defaults, on new seeds." in err
     assert "on seeds 1, 2 that they were not chosen by" in err
-    assert len(found["confirmed"]) in (2, 3)
+    assert len(found["confirmed"]) == 3
+    # Numbers are those of the search, from first to last.
+    _, _, told = err.partition("Training the best again")
+    told, _, _ = told.partition("Trials: ")
+    values = {str(one["number"]): f"{one['value']:.4g}" for one in found["confirmed"]}
+    assert dict(re.findall(r"trial +(\d) complete: (\S+) in", told)) == values
+    assert f"(trial {found['best']['number']})" in told
     assert all(len(one["evaluations"]["by_seed"]) == 2 for one in found["confirmed"])
     assert found["best"]["number"] == found["confirmed"][0]["number"]
     assert os.path.exists("runs/tune-AliceAndBob-v0/best.yml")

@@ -22,7 +22,9 @@ from hmasd_sb3.monitoring.stopping import StopRequest
 from hmasd_sb3.policies.flat import NonFiniteError
 from hmasd_sb3.running.config import RunConfig
 from hmasd_sb3.running.environments import make_training_env
+from hmasd_sb3.running.hyperparameters import default_of
 from hmasd_sb3.tuning.objective import SETTINGS, Objective, TrialInterrupted, make_objective
+from hmasd_sb3.tuning.space import SearchSpace
 from hmasd_sb3.tuning.training import Evaluation, Training
 
 
@@ -254,9 +256,16 @@ class TestFaults:
             ({"metric": "wins"}, "metric must be one of"),
             ({"n_evaluations": 0}, "n_evaluations must be"),
             ({"n_evaluations": 50}, "leaves no step of 32 environments"),
+            ({}, r"less than two rollouts, 32 environments x 300 steps \(n_steps is searched up to 300\)"),
+            ({"space": SearchSpace(fixed={"n_steps": 20})}, "two rollouts, 32 environments x 20 steps, so"),
+            (
+                {"space": SearchSpace(without=["n_steps"])},
+                f"two rollouts, 32 environments x {default_of('n_steps')} steps, so",
+            ),
         ):
             with pytest.raises(ValueError, match=message):
                 make_objective("AliceAndBob-v0", 1000, **kwargs)  # type: ignore[arg-type]
+        make_objective("AliceAndBob-v0", 1280, space=SearchSpace(fixed={"n_steps": 20}))
 
 
 def test_the_global_generators_go_on_as_ever() -> None:

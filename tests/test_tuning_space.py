@@ -161,3 +161,48 @@ def test_mistakes_are_named_at_once() -> None:
     ):
         with pytest.raises(ValueError):
             make()
+
+
+def test_variations_stay_inside_and_are_others() -> None:
+    space, generator = SearchSpace(), np.random.default_rng(0)
+    params = space.params_of({"learning_rate": 3e-3, "gamma": 0.998}, 32)
+    for number in range(300):
+        (name,) = generator.choice(sorted(space.ranges), 1)
+        before, params = params, space.vary(params, [name], generator)
+        # A trial that is given its values raises for one outside.
+        arguments = space.sample(optuna.trial.FixedTrial(params), 32)  # type: ignore[arg-type]
+        changed = {key for key in before.keys() | params.keys() if before.get(key, "no") != params.get(key, "no")}
+        stays = isinstance(space.ranges[name], Floats) and params.get(name) in (before.get(name), 3e-3, 5e-5)
+        assert changed or stays or f"one_minus_{name}" in params, (number, name)
+        assert all(name in key or (name, key) == ("batch_size", "n_minibatches") for key in changed)
+        assert arguments["n_steps"] * 32 % arguments["batch_size"] == 0
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_steps_are_a_fifth_of_the_range(log: bool) -> None:
+    generator = np.random.default_rng(0)
+    floats, integers = Floats(1.0, 100.0, log=log), Integers(1, 100, log=log)
+    middle = 10.0 if log else 50.5
+    scale = np.log if log else np.asarray
+    width = scale(100.0) - scale(1.0)
+    for kind, value in ((floats, middle), (integers, int(middle))):
+        taken = np.array([kind.step_from({"x": value}, "x", generator)["x"] for _ in range(4000)], dtype=float)
+        assert np.mean(scale(taken)) == pytest.approx(scale(float(value)), abs=0.02 * width)
+        assert np.std(scale(taken)) == pytest.approx(0.2 * width, rel=0.06)
+        assert taken.min() >= 1.0
+        assert taken.max() <= 100.0
+    assert value not in taken
+
+
+def test_steps_between_few_values() -> None:
+    generator = np.random.default_rng(0)
+    values = [Choices([1, 2, 4]).step_from({"x": 2}, "x", generator)["x"] for _ in range(60)]
+    assert set(values) == {1, 4}
+    assert Choices([7]).step_from({"x": 7}, "x", generator) == {"x": 7}
+    assert Integers(3, 3).step_from({"x": 3}, "x", generator) == {"x": 3}
+    assert {Integers(2, 6, step=2).step_from({"x": 2}, "x", generator)["x"] for _ in range(60)} <= {4, 6}
+    kind = Floats(0.1, 0.2, or_default=True)
+    assert kind.step_from({"x_schedule": "default"}, "x", generator).keys() == {"x_schedule", "x"}
+    kinds = [kind.step_from({"x_schedule": "constant", "x": 0.15}, "x", generator)["x_schedule"] for _ in range(400)]
+    assert 60 < kinds.count("default") < 140
+    assert Floats(0.5, 0.5).step_from({"x": 0.5}, "x", generator) == {"x": 0.5}

@@ -319,65 +319,76 @@ class TestVariations:
         _, _, names = trial.user_attrs.get(ORIGIN, "").partition(", varied in ")
         return trial, SearchSpace().sample(trial, 4), set(names.split(", ")) if names else set()
 
-    def test_each_keeps_all_of_the_best_so_far_but_an_eighth(self) -> None:
+    def test_each_is_the_best_so_far_but_for_an_eighth(self) -> None:
         shared = self.whole_space(6, first=self.ARGUMENTS)
         space = SearchSpace()
-        first, best, free = self.next_of(shared)
-        assert (free, best["gamma"], best["n_team_skills"]) == (set(), 0.97, 4)
+        first, best, varied = self.next_of(shared)
+        assert (varied, best["gamma"], best["n_team_skills"]) == (set(), 0.97, 4)
         parent, values = first, [0.3, 0.2, 0.25, 0.5, None, 0.1, 0.0]
-        freed: list[set[str]] = []
         for number in range(1, 7):
             # While the first one is at work it stands in for the best.
-            trial, arguments, free = self.next_of(shared)
+            trial, arguments, varied = self.next_of(shared)
             assert trial.user_attrs[VARIES] == parent.number
             assert trial.user_attrs[SETTINGS] == {"huber_delta": 3.0}
-            assert len(free) == math.ceil(len(space.ranges) / 8)
-            assert free <= set(space.ranges)
-            # Minibatches are kept by their number.
-            names = space.ranges.keys() - free - {"batch_size"}
-            assert {name: arguments.get(name) for name in names} == {name: best.get(name) for name in names}
-            freed.append(free)
+            assert len(varied) == math.ceil(len(space.ranges) / 8)
+            # Minibatches go by their number, sequences are no longer than rollouts.
+            for name in space.ranges.keys() - {"batch_size", "sequence_length"}:
+                assert (arguments.get(name) != best.get(name)) == (name in varied), name
             shared.end(trial, values[number], pruned=values[number] is None)
             if number == 2:
                 shared.end(first, values[0])
             if number == 3:
                 parent, best = trial, arguments
-        assert len(set(map(frozenset, freed))) == 6
         assert VARIES not in self.next_of(shared)[0].user_attrs
+
+    def test_none_is_tried_twice(self) -> None:
+        """Two arguments of two values each have three variations; then it is the sampler's turn."""
+        place = Place(optuna.storages.InMemoryStorage(), FakeLeases(set()), "memory")
+        open_study(place, "s", spec(search=["clip_range_vf", "sequence_length"]), {"first": {}})
+        shared = load_study(place, "s", 0, 99)
+        shared.sign_in()
+        space = shared.spec.search_space()
+        tried = []
+        for _ in range(8):
+            trial = shared.next_trial(99, 3)
+            assert isinstance(trial, Trial)
+            tried.append((space.sample(trial, 4), VARIES in trial.user_attrs))
+            shared.end(trial, 0.5)
+        varied = [str(arguments) for arguments, is_varied in tried if is_varied]
+        assert len(set(varied)) == len(varied) > 0
+        assert not tried[-1][1]
 
     def test_minibatches_are_kept_by_their_number(self) -> None:
         shared = self.whole_space(40, first={"n_steps": 120, "batch_size": 120})
         for _ in range(40):
-            trial, arguments, free = self.next_of(shared)
-            if "batch_size" not in free:
-                assert arguments["n_steps"] * 4 / arguments["batch_size"] == 4
-                assert trial.params["n_minibatches"] == 4
+            trial, arguments, varied = self.next_of(shared)
+            assert (trial.params["n_minibatches"] == 4) == ("batch_size" not in varied)
+            assert arguments["n_steps"] * 4 / arguments["batch_size"] == trial.params["n_minibatches"]
 
     def test_they_follow_from_the_seed(self) -> None:
         first, same, other = (
-            [sorted(self.next_of(shared)[2]) for _ in range(4)]
+            [self.next_of(shared)[1] for _ in range(4)]
             for shared in (self.whole_space(3, seed, first={}) for seed in (1, 1, 2))
         )
         assert first == same != other
 
     def test_one_whose_worker_was_killed_counts_once(self) -> None:
-        shared = self.whole_space(1, first={})
+        shared = self.whole_space(2, first={})
         self.next_of(shared)
-        _, arguments, free = self.next_of(shared)
+        _, arguments, varied = self.next_of(shared)
         shared.place.leases.alive.clear()  # type: ignore[attr-defined]
         shared.put_away_dead()
         shared.sign_in()
-        retries = [self.next_of(shared) for _ in range(2)]
-        assert [retry[0].user_attrs.get(VARIES) for retry in retries] == [None, 0]
-        assert (retries[1][1], retries[1][2]) == (arguments, free)
-        assert VARIES not in self.next_of(shared)[0].user_attrs
+        again = [self.next_of(shared) for _ in range(4)]
+        assert [VARIES in trial.user_attrs for trial, _, _ in again] == [False, True, True, False]
+        assert again[1][1:] == (arguments, varied)
 
     def test_without_a_first_trial_the_sampler_begins(self) -> None:
         shared = self.whole_space(9)
         trial, arguments, _ = self.next_of(shared)
         assert VARIES not in trial.user_attrs
         shared.end(trial, 0.1)
-        trial, varied, free = self.next_of(shared)
+        trial, varied, names = self.next_of(shared)
         assert trial.user_attrs[VARIES] == 0
-        assert {name for name in arguments if arguments[name] != varied.get(name)} <= free | {"batch_size"}
+        assert {name for name in arguments if arguments[name] != varied.get(name)} <= names | {"batch_size", "sequence_length"}
         assert isinstance(shared.next_trial(2, 3), Turn)

@@ -44,6 +44,7 @@ def quick_options(*more: str) -> list[str]:
         "--eval-episodes=4",
         "--vary=0",
         "--confirm=0",
+        "--no-check",
     ]
     return [*settings, *sizes, "--search=team_diversity_coef", "--search=gamma", *more]
 

@@ -91,7 +91,7 @@ def tune(
         typer.Option(
             min=0,
             metavar="N",
-            help="Trials that vary the best one so far in an eighth of its arguments; then the sampler has all of the space.  "
+            help="Trials that vary the best one so far by steps in an eighth of its arguments; the sampler draws the others.  "
             "[default: two thirds of --trials]",
         ),
     ] = None,
@@ -100,7 +100,7 @@ def tune(
         typer.Option(
             min=0,
             metavar="N",
-            help="Train the best N trials, and the defaults, again on new seeds, and choose by these; 0: not.",
+            help="Train the best N trials, and the defaults, again on new seeds, and choose by these; 0: do not.",
         ),
     ] = 3,
     confirm_seeds: Annotated[int, typer.Option(min=1, metavar="N", help="New seeds for each of them.")] = 8,
@@ -122,6 +122,9 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for best.yml, tables, pictures.  [default: runs/tune-<env>]")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Try the environment out first, for some two seconds.")
+    ] = True,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end; all else goes to standard error.")
     ] = False,
@@ -146,7 +149,8 @@ def _tune(given: dict[str, Any], worker: str | None) -> Outcome:
     th.set_num_threads(1)
     with StopRequest() as stop:
         try:
-            from hmasd_sb3.tuning.search import TuneOptions, run_worker, tune
+            from hmasd_sb3.tuning.command import TuneOptions
+            from hmasd_sb3.tuning.search import run_worker, tune
 
             if worker is not None:
                 end_with_supervisor()

@@ -133,10 +133,11 @@ def try_environment(config: RunConfig, max_steps: int = MAX_STEPS, max_seconds: 
     return report
 
 
-def check_before_training(config: RunConfig) -> bool:
+def check_before_training(config: RunConfig, with_notes: bool = True) -> bool:
     """Try the game of a run out and tell what was found.
 
-    :return: whether that was also that the game cannot store its state
+    :param with_notes: also what does no harm, such as about going on from checkpoints
+    :return: whether it was told that the game cannot store its state
     :raises InputError: if something would ruin the run; nothing was written
     """
     if config.env in JAXMARL_IDS:  # this package's own, and compiled once more for the trial
@@ -151,14 +152,14 @@ def check_before_training(config: RunConfig) -> bool:
             continue  # will be said again
         if finding.level == "warning":
             print(f"Warning: {finding}", file=sys.stderr, flush=True)
-        elif finding.level == "note":
+        elif finding.level == "note" and with_notes:
             print(f"Note: {finding}", flush=True)
     if report.errors:
         raise InputError(
             f"{report.errors[0]} (Found by playing {config.env} at random before the training; --no-check leaves that out.)"
         )
     print(f"Checked: {report.summary()}.", flush=True)
-    return any(finding.convention == STATE for finding in report.findings)
+    return with_notes and any(finding.convention == STATE for finding in report.findings)
 
 
 def _try(team: TrialTeam, config: RunConfig, report: TrialReport, max_steps: int, max_seconds: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hmasd_sb3.tuning.objective import HYPERPARAMETERS
 from hmasd_sb3.tuning.study import CONFIRMS, DEFAULTS, ORIGIN, SharedStudy, has_crashed, has_value, load_study, open_study
 
 if TYPE_CHECKING:
@@ -18,10 +19,16 @@ _CONFIRMATION = "confirmation"
 
 
 def candidates(shared: SharedStudy, number: int) -> list[FrozenTrial]:
-    """The best ``number`` complete trials, and the defaults to compare them with, even if these were pruned."""
-    best = shared.ranked()[:number]
-    defaults = (trial for trial in shared.trials() if trial.user_attrs.get(ORIGIN) == DEFAULTS and has_value(trial))
-    return best + [trial for trial in defaults if best and trial not in best]
+    """The best ``number`` complete trials, and besides the defaults to compare them with, even if these were pruned."""
+    defaults = [trial for trial in shared.trials() if trial.user_attrs.get(ORIGIN) == DEFAULTS and has_value(trial)]
+    chosen = defaults[:1]
+    for trial in shared.ranked():
+        # Trials may have come to the same arguments on different ways.
+        if all(trial.user_attrs[HYPERPARAMETERS] != other.user_attrs[HYPERPARAMETERS] for other in chosen):
+            chosen.append(trial)
+    if len(chosen) == len(defaults[:1]):
+        return []  # the defaults alone have nothing to be compared with
+    return sorted(chosen[: number + len(defaults[:1])], key=lambda trial: -(trial.value or 0.0))
 
 
 def open_confirmation(shared: SharedStudy, number: int, n_seeds: int) -> tuple[SharedStudy, int]:
@@ -36,16 +43,26 @@ def open_confirmation(shared: SharedStudy, number: int, n_seeds: int) -> tuple[S
     name = f"{shared.study.study_name}, best {number} of {shared.n_finished()} on {n_seeds} new seeds"
     spec = replace(spec, seeds=list(range(first, first + n_seeds)))
     confirmation, _ = open_study(shared.place, name, spec, {}, again=again)
-    shared.study.set_user_attr(_CONFIRMATION, {"study": name, "of": shared.n_finished()})
     return confirmation, len(again)
+
+
+def accept_confirmation(shared: SharedStudy, confirmation: SharedStudy) -> bool:
+    """Let the trials trained again decide which one is chosen, if all have ended; until then an earlier round counts.
+
+    :return: whether they do
+    """
+    ended = all(trial.state.is_finished() for trial in confirmation.trials()) and confirmation.n_finished() > 0
+    if ended:
+        shared.study.set_user_attr(_CONFIRMATION, {"study": confirmation.study.study_name, "of": shared.n_finished()})
+    return ended
 
 
 def confirmed(shared: SharedStudy) -> list[tuple[FrozenTrial, FrozenTrial]]:
     """Pairs of a trial and the one in which it was trained again, the highest new value first.
 
-    Nothing as long as some are not done, or once the study has got more trials.
+    Nothing before all have ended, or once the study has got more trials.
     """
-    confirmation = _finished_confirmation(shared)
+    confirmation = _accepted_confirmation(shared)
     by_number = {trial.number: trial for trial in shared.trials()}
     again = [] if confirmation is None else confirmation.ranked()
     return [(by_number[trial.user_attrs[CONFIRMS]], trial) for trial in again]
@@ -53,7 +70,7 @@ def confirmed(shared: SharedStudy) -> list[tuple[FrozenTrial, FrozenTrial]]:
 
 def crashed_again(shared: SharedStudy) -> list[FrozenTrial]:
     """The trials that crashed when they were trained again, as they were then: these cannot be chosen."""
-    confirmation = _finished_confirmation(shared)
+    confirmation = _accepted_confirmation(shared)
     if confirmation is None:
         return []
     done = {trial.user_attrs[CONFIRMS] for trial in confirmation.ranked()}
@@ -61,12 +78,11 @@ def crashed_again(shared: SharedStudy) -> list[FrozenTrial]:
     return [trial for number, trial in crashed.items() if number not in done]
 
 
-def _finished_confirmation(shared: SharedStudy) -> SharedStudy | None:
+def _accepted_confirmation(shared: SharedStudy) -> SharedStudy | None:
     found = shared.study.user_attrs.get(_CONFIRMATION)
     if found is None or found["of"] != shared.n_finished():
         return None
-    confirmation = load_study(shared.place, found["study"], 0)
-    return confirmation if all(trial.state.is_finished() for trial in confirmation.trials()) else None
+    return load_study(shared.place, found["study"], 0)
 
 
 def chosen_trial(shared: SharedStudy) -> FrozenTrial | None:

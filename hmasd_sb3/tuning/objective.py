@@ -195,6 +195,8 @@ def make_objective(
             f"total_timesteps={total_timesteps} leaves no step of {n_envs} environments before each of {n_evaluations} "
             "evaluations. Raise it, or lower n_evaluations or n_envs."
         )
+    space = SearchSpace() if space is None else space
+    _check_budget(space, total_timesteps, n_envs)
     config = RunConfig(
         env=env,
         total_timesteps=total_timesteps,
@@ -205,6 +207,15 @@ def make_objective(
         env_kwargs=dict(env_kwargs or {}),
         eval_episodes=n_eval_episodes,
     )
-    return Objective(
-        config, tuple(seeds), n_evaluations, aggregate, metric, deterministic, SearchSpace() if space is None else space, stop
-    )
+    return Objective(config, tuple(seeds), n_evaluations, aggregate, metric, deterministic, space, stop)
+
+
+def _check_budget(space: SearchSpace, total_timesteps: int, n_envs: int) -> None:
+    """Two rollouts at least: what is evaluated before the first update is nobody's merit."""
+    longest = space.longest_rollout()
+    if 2 * longest * n_envs > total_timesteps:
+        searched = f" (n_steps is searched up to {longest})" if "n_steps" in space.ranges else ""
+        raise ValueError(
+            f"total_timesteps={total_timesteps} is less than two rollouts, {n_envs} environments x {longest} steps{searched}, "
+            "so trials would be evaluated that learnt nothing. Raise total_timesteps, lower n_envs, or fix a smaller n_steps."
+        )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -15,6 +17,8 @@ DEFAULT = "default"
 CONSTANT = "constant"
 COMPLEMENT = "one_minus_"
 SCHEDULE = "_schedule"
+STEP = 0.2
+"""Standard deviation of a step from one number to another nearby, as a share of the range."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,18 @@ class Floats:
         kind: dict[str, Plain] = {name + SCHEDULE: CONSTANT} if self.or_default else {}
         return {**kind, **({COMPLEMENT + name: _complement(value)} if self.complement else {name: float(value)})}
 
+    def step_from(self, params: Mapping[str, Any], name: str, generator: np.random.Generator) -> dict[str, Plain]:
+        """A trial's parameters that stand for another value, not far from that of ``params``; a constant for a default."""
+        key = COMPLEMENT + name if self.complement else name
+        low, high = (_complement(self.high), _complement(self.low)) if self.complement else (self.low, self.high)
+        kind: dict[str, Plain] = {name + SCHEDULE: CONSTANT} if self.or_default else {}
+        if key not in params:
+            return {**kind, key: _at(generator.random(), low, high, self.log)}
+        if self.or_default and generator.random() < 0.25:
+            return {name + SCHEDULE: DEFAULT}
+        place = _place(params[key], low, high, self.log) + STEP * generator.standard_normal()
+        return {**kind, key: _at(place, low, high, self.log)}
+
 
 @dataclass(frozen=True)
 class Integers:
@@ -97,6 +113,16 @@ class Integers:
             raise ValueError(f"{name}={value!r} is none of {self.low} to {self.high} in steps of {self.step}")
         return {name: int(value)}
 
+    def step_from(self, params: Mapping[str, Any], name: str, generator: np.random.Generator) -> dict[str, Plain]:
+        """A trial's parameters that stand for another value, not far from that of ``params``."""
+        value = int(params[name])
+        others = [other for other in range(self.low, self.high + 1, self.step) if other != value]
+        if not others:
+            return {name: value}
+        place = _place(value, self.low, self.high, self.log) + STEP * generator.standard_normal()
+        wanted = _at(place, self.low, self.high, self.log)
+        return {name: min(others, key=lambda other: abs(other - wanted))}
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -127,8 +153,29 @@ class Choices:
                 return {name: own}
         raise ValueError(f"{name}={value!r} is none of {list(self.values)}")
 
+    def step_from(self, params: Mapping[str, Any], name: str, generator: np.random.Generator) -> dict[str, Plain]:
+        """A trial's parameters that stand for another of the values."""
+        here = self.values.index(params[name])
+        if len(self.values) == 1:
+            return {name: params[name]}
+        return {name: self.values[(here + generator.integers(1, len(self.values))) % len(self.values)]}
+
 
 Range: TypeAlias = Floats | Integers | Choices
+
+
+def _place(value: float, low: float, high: float, log: bool) -> float:
+    """Where a value lies in its range, from 0 to 1."""
+    if low == high:
+        return 0.0
+    return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+
+
+def _at(place: float, low: float, high: float, log: bool) -> float:
+    """The value at a place in a range, or at its nearer end."""
+    place = min(max(place, 0.0), 1.0)
+    value = low * (high / low) ** place if log else low + (high - low) * place
+    return float(min(max(value, low), high))
 
 
 def _check_order(owner: Any, low: float, high: float) -> None:

@@ -41,12 +41,13 @@ def counts(shared: SharedStudy) -> dict[str, int]:
 def summary(shared: SharedStudy) -> dict[str, Any]:
     """The study as plain values."""
     best = chosen_trial(shared)
+    on_new_seeds = {trial.number: again.value for trial, again in confirmed(shared)}
     return {
         "study": shared.study.study_name,
         "storage": shared.place.shown,
         "settings": vars(shared.spec),
         "trials": counts(shared),
-        "best": None if best is None else _as_dict(best),
+        "best": None if best is None else {**_as_dict(best), "value_on_new_seeds": on_new_seeds.get(best.number)},
         "confirmed": [
             {"number": trial.number, "value": again.value, "evaluations": again.user_attrs.get(EVALUATIONS)}
             for trial, again in confirmed(shared)
@@ -82,17 +83,17 @@ def best_yaml(shared: SharedStudy) -> str:
     if spec.env_kwargs:
         settings["env_kwargs"] = spec.env_kwargs
     settings |= best.user_attrs[HYPERPARAMETERS]
-    by_seed = best.user_attrs[EVALUATIONS]["by_seed"]
-    last = ", ".join(f"{seed}: {values[-1]:.3g}" for seed, values in zip(spec.seeds, by_seed, strict=True))
     origin = f" ({best.user_attrs[ORIGIN]})" if ORIGIN in best.user_attrs else ""
     made = " ".join(f"{name} {version}" for name, version in summary(shared)["versions"].items())
+    again = [line.strip() for line in confirmation_table(shared)]
     lines = [
         f"# Trial {best.number}{origin} of the study {shared.study.study_name!r} in {shared.place.shown}, "
         f"{_chosen_of(shared)}.",
-        f"# Value {best.value:.4g}{_pruned(best)}: the last third of {spec.n_evaluations} evaluations of "
-        f"{spec.n_eval_episodes} episodes each, {spec.aggregate} over seeds, {spec.total_timesteps:,} steps per seed.",
-        f"# Last evaluation by seed: {last}. The best of many was also lucky: judge it by seeds that it was not chosen by.",
-        *(f"# On new seeds: {line.strip()}" for line in confirmation_table(shared)),
+        *(["# Values on new seeds:", *(f"#   {line}" for line in again)] if again else []),
+        f"# Value in the search {best.value:.4g}{_pruned(best)}; last evaluation by seed: {_last(best)}."
+        + ("" if again else " The best of many was also lucky: judge it by seeds that it was not chosen by."),
+        f"# A value: mean of the last third of {spec.n_evaluations} evaluations of {spec.n_eval_episodes} episodes each, "
+        f"{spec.aggregate} over seeds, {spec.total_timesteps:,} steps per seed.",
         f"# {made}",
     ]
     text: str = yaml.safe_dump({spec.env: settings}, sort_keys=False, default_flow_style=False)
@@ -116,12 +117,16 @@ def trials_csv(shared: SharedStudy) -> str:
     arguments = sorted({name for trial in trials for name in trial.user_attrs.get(HYPERPARAMETERS, {})})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "state", "value", "last_step", "seconds", "origin", "retry_of", "error", *arguments])
+    on_new_seeds = {trial.number: again.value for trial, again in confirmed(shared)}
+    writer.writerow(
+        ["number", "state", "value", "value_on_new_seeds", "last_step", "seconds", "origin", "retry_of", "error", *arguments]
+    )
     for trial in trials:
         attributes, chosen = trial.user_attrs, trial.user_attrs.get(HYPERPARAMETERS, {})
         named = [attributes.get(name) for name in (SECONDS, ORIGIN, RETRY_OF, ERROR)]
         steps = max(trial.intermediate_values, default=None)
-        writer.writerow([trial.number, state_of(trial), trial.value, steps, *named, *(chosen.get(name) for name in arguments)])
+        beginning = [trial.number, state_of(trial), trial.value, on_new_seeds.get(trial.number), steps]
+        writer.writerow([*beginning, *named, *(chosen.get(name) for name in arguments)])
     return text.getvalue()
 
 
@@ -142,10 +147,14 @@ def confirmation_table(shared: SharedStudy) -> list[str]:
 
 
 def _row(trial: FrozenTrial, measured: FrozenTrial, remark: str = "") -> str:
-    by_seed = measured.user_attrs.get(EVALUATIONS, {}).get("by_seed", [])
-    last = " ".join(f"{values[-1]:.3g}" for values in by_seed)
     origin = f"  {trial.user_attrs[ORIGIN]}" if ORIGIN in trial.user_attrs else ""
-    return f"  trial {trial.number:>4}   value {measured.value:>8.4g}   last evaluation by seed: {last}{remark}{origin}"
+    value = f"  trial {trial.number:>4}   value {measured.value:>8.4g}"
+    return f"{value}   last evaluation by seed: {_last(measured)}{remark}{origin}"
+
+
+def _last(trial: FrozenTrial) -> str:
+    by_seed = trial.user_attrs.get(EVALUATIONS, {}).get("by_seed", [])
+    return " ".join(f"{values[-1]:.3g}" for values in by_seed)
 
 
 def _ahead(trial: FrozenTrial, defaults: FrozenTrial | None) -> str:

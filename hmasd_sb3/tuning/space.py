@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from stable_baselines3.common.utils import LinearSchedule
 
 from hmasd_sb3.running.hyperparameters import NAMES, build_hyperparameters, default_of, read_hyperparameter
@@ -135,9 +136,25 @@ class SearchSpace:
                 params |= kind.encode(name, value)
         return params
 
-    def names_of(self, argument: str) -> set[str]:
-        """A trial's parameters that may stand for a searched argument."""
-        return {N_MINIBATCHES} if argument == "batch_size" else {argument, COMPLEMENT + argument, argument + SCHEDULE}
+    def longest_rollout(self) -> int:
+        """The largest ``n_steps`` that a trial may have."""
+        kind = self.ranges.get("n_steps")
+        ends = [self.fixed.get("n_steps", default_of("n_steps"))] if kind is None else kind.ends()
+        return max(int(steps) for steps in ends)  # type: ignore[arg-type]
+
+    def vary(self, params: Mapping[str, Any], arguments: Sequence[str], generator: np.random.Generator) -> dict[str, Plain]:
+        """What a trial would have to choose to differ from another in some arguments, by a step each.
+
+        :param params: what the other one chose
+        :param arguments: searched ones
+        """
+        varied = dict(params)
+        for argument in arguments:
+            name = N_MINIBATCHES if argument == "batch_size" else argument
+            for one in (name, COMPLEMENT + name, name + SCHEDULE):
+                varied.pop(one, None)
+            varied |= self.ranges[argument].step_from(params, name, generator)
+        return varied
 
     def describe(self) -> dict[str, Any]:
         """The space as plain values, by which two are compared."""

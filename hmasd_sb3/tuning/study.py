@@ -39,6 +39,8 @@ VARIES = "varies"
 DEFAULTS = "defaults"
 """Origin of the trial that the defaults, or the shipped settings, make."""
 KILLED, INTERRUPTED, CRASHED = "killed", "interrupted", "crashed"
+_DRAWS = 100
+"""So often a variation is drawn that was tried before; then it is the sampler's turn."""
 MAX_ATTEMPTS = 3
 """So often a trial is begun whose worker is killed each time: perhaps it is the trial that needs too much memory."""
 
@@ -247,7 +249,7 @@ class SharedStudy:
             self.place.storage.set_trial_user_attr(trial_id, name, value)
         # First the one that takes its place: to be killed in between makes one trial too many, not one too few.
         if again:
-            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            params = _params_of(trial)
             kept = {name: trial.user_attrs[name] for name in (SETTINGS, ORIGIN, CONFIRMS, VARIES) if name in trial.user_attrs}
             attempts = attempt + (kind == KILLED)
             self.study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number, ATTEMPT: attempts})
@@ -255,7 +257,7 @@ class SharedStudy:
 
 
 def enqueue_variation(shared: SharedStudy) -> None:
-    """Let the next trial keep the arguments of the best one but for an eighth of them, unless there are enough of that kind.
+    """Let the next trial be the best one but for a step in an eighth of its arguments, unless there are enough of that kind.
 
     A sparse reward tells nothing about a configuration that never earns it, and of those drawn from the whole space hardly any
     does within a short budget. Around one that works there is something to learn from. Until it has ended, the first one of
@@ -271,13 +273,20 @@ def enqueue_variation(shared: SharedStudy) -> None:
     space = shared.spec.search_space()
     names = sorted(space.ranges)
     generator = np.random.default_rng([shared.seed, len(trials)])
-    free = sorted(generator.choice(names, math.ceil(len(names) / 8), replace=False).tolist())
-    params = {**parent.system_attrs.get("fixed_params", {}), **parent.params}
-    for name in {one for argument in free for one in space.names_of(argument)}:
-        params.pop(name, None)
-    own = {name: parent.user_attrs[name] for name in (SETTINGS,) if name in parent.user_attrs}
-    origin = f"trial {parent.number}, varied in {', '.join(free)}"
-    shared.study.enqueue_trial(params, user_attrs={**own, VARIES: parent.number, ORIGIN: origin})
+    known = [_params_of(trial) for trial in trials]
+    for _ in range(_DRAWS):
+        arguments = sorted(generator.choice(names, math.ceil(len(names) / 8), replace=False).tolist())
+        params = space.vary(_params_of(parent), arguments, generator)
+        if params not in known:
+            own = {name: parent.user_attrs[name] for name in (SETTINGS,) if name in parent.user_attrs}
+            origin = f"trial {parent.number}, varied in {', '.join(arguments)}"
+            shared.study.enqueue_trial(params, user_attrs={**own, VARIES: parent.number, ORIGIN: origin})
+            return
+
+
+def _params_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial chose, or was asked to."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def has_value(trial: FrozenTrial) -> bool:
