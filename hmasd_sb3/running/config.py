@@ -30,7 +30,7 @@ _SECTION_NAMES = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs")
 _ZOO_ONLY = {
     "env_wrapper": "no wrapper classes are applied: wrap the game in a function and give --env package.module:function",
     "vec_env_wrapper": "vector environments are not wrapped, but for 'normalize'",
-    "frame_stack": "frames are not stacked: the networks are recurrent and remember earlier ones",
+    "frame_stack": "frames are not stacked: the networks are recurrent; a game may stack its own",
     "callback": "the callbacks are its own",
     "monitor_kwargs": "episodes are reported by its own monitors",
 }
