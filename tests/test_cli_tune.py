@@ -113,7 +113,9 @@ def test_a_killed_worker_costs_no_trial(storage: str) -> None:
     for pid in at_work:
         os.kill(pid, signal.SIGKILL)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (-signal.SIGKILL, "")
+    # One that was killed in the middle of writing holds up the others for half a minute, which Optuna says.
+    assert [line for line in err.splitlines() if "lock file" not in line] == []
+    assert process.returncode == -signal.SIGKILL
     assert "was killed by SIGKILL" in out
     assert f"trial {victim.number:>3} killed: the worker" in out
     assert f"(tried again as trial {retry.number})" in out
