@@ -230,6 +230,71 @@ class TestCrashes:
         assert "Chosen by the seeds of the search alone" not in out
 
 
+class TestRounds:
+    """What several commands, and workers that are killed, may leave behind."""
+
+    def test_one_that_was_killed_before_it_crashed_is_asked_for_again(self) -> None:
+        shared = finished_study(3)
+        confirmation, _ = open_confirmation(shared, 2, 1)
+        dead = load_study(shared.place, confirmation.study.study_name, 0)
+        assert isinstance(dead.next_trial(3, 3), Trial)
+        give_values(confirmation, [0.2, 0.4])
+        crashing = confirmation.next_trial(3, 3)
+        assert isinstance(crashing, Trial)
+        confirmation.end(crashing)
+        assert accept_confirmation(shared, confirmation)
+        assert len(confirmed(shared)) == 2
+        again, _ = open_confirmation(shared, 2, 1)
+        give_values(again, [0.9])
+        assert [trial.number for trial, _ in confirmed(shared)] == [2, 0, 1]
+
+    def test_further_trials_meanwhile_need_another_round(self) -> None:
+        shared = finished_study(3)
+        confirmation, _ = open_confirmation(shared, 2, 1)
+        give_values(confirmation, [0.2, 0.4, 0.3])
+        finish_another(shared, 9.0)
+        assert not accept_confirmation(shared, confirmation)
+        chosen = chosen_trial(shared)
+        assert chosen is not None
+        assert chosen.number == 3
+
+    def test_one_trial_too_many_does_not_count(self) -> None:
+        """Which it may be if a worker is killed while it puts away a trial of another."""
+        shared = finished_study(3)
+        confirmation, _ = open_confirmation(shared, 2, 1)
+        confirmation.study.enqueue_trial(shared.trials()[2].params, user_attrs={"confirms": 2})
+        give_values(confirmation, [0.2, 0.4, 0.3])
+        assert confirmation.next_trial(3, 3) is Turn.DONE
+        assert accept_confirmation(shared, confirmation)
+        give_values(confirmation, [0.9])
+        assert sorted(trial.number for trial, _ in confirmed(shared)) == [0, 1, 2]
+
+    def test_failures_of_trials_that_were_waiting_count(self) -> None:
+        shared = finished_study(5)
+        open_confirmation(shared, 4, 1)
+        again, wanted = open_confirmation(shared, 4, 1)
+        again.sign_in()
+        for _ in range(2):
+            trial = again.next_trial(wanted, 2)
+            assert isinstance(trial, Trial)
+            again.end(trial)
+        assert again.next_trial(wanted, 2) is Turn.BROKEN
+
+
+def finish_another(shared: SharedStudy, value: float) -> None:
+    trial = shared.next_trial(100, 100)
+    assert isinstance(trial, Trial)
+    finish(shared, trial, value)
+
+
+def test_how_far_ahead_by_another_measure_than_the_mean() -> None:
+    shared = finished_study(2, aggregate="min")
+    confirmation, _ = open_confirmation(shared, 1, 2)
+    give_values(confirmation, [0.1, 0.4])
+    assert accept_confirmation(shared, confirmation)
+    assert "   -0.3 against the defaults" in confirmation_table(shared)[1]
+
+
 def test_defaults_that_were_pruned_are_trained_again_all_the_same() -> None:
     shared = finished_study(0)
     pruned = shared.next_trial(100, 100)

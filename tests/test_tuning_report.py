@@ -46,13 +46,14 @@ def finished_study(
     """A study whose trials never trained: the value is the number of the trial over ten."""
     fixed = QUICK if search is None else {}
     settings: dict[str, Any] = {
+        "aggregate": "mean",
         "normalize": False,
         "fixed": fixed,
         "search": search or ["gamma", "clip_range_vf", "batch_size"],
     }
     spec = Spec(
         "AliceAndBob-v0", 96, 4, "MlpPolicy", env_kwargs=SMALL_GAME, seeds=[0, 1], n_evaluations=2, n_eval_episodes=4,
-        aggregate="mean", metric="auto", deterministic=False, **{**settings, **kwargs},
+        metric="auto", deterministic=False, **{**settings, **kwargs},
     )  # fmt: skip
     shared, _ = open_study(open_storage(storage), "s", spec, {"defaults": {}})
     shared.sign_in()

@@ -17,7 +17,8 @@ def team_sizes(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> s
     assert isinstance(observations, spaces.Dict)
     parts = {name: space.shape or () for name, space in observations.spaces.items()}
     n_agents, *seen = parts.pop("obs")
-    text = f"{n_agents} agents that see {_size(seen)} each, with a state of {_size(parts.pop('state'))}"
+    team = "1 agent that sees" if n_agents == 1 else f"{n_agents} agents that see"
+    text = f"{team} {_size(seen)}{' each' * (n_agents > 1)}, with a state of {_size(parts.pop('state'))}"
     choice = (
         int(actions.nvec.max())
         if isinstance(actions, spaces.MultiDiscrete)
@@ -28,4 +29,7 @@ def team_sizes(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> s
 
 def _size(shape: Any) -> str:
     """Of what is seen: a list of numbers, or a picture."""
-    return f"{shape[0]} numbers" if len(shape) == 1 else f"{'x'.join(str(size) for size in shape)} pixels"
+    if len(shape) > 1:
+        return f"{'x'.join(str(size) for size in shape)} pixels"
+    number = prod(shape)
+    return f"{number} number{'s' * (number != 1)}"

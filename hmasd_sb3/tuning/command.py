@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hmasd_sb3 import paper_settings
-from hmasd_sb3.running.config import Request, RunConfig, read_request
+from hmasd_sb3.running.config import Request, RunConfig, read_request, why_refused
 from hmasd_sb3.running.env_check import check_before_training
 from hmasd_sb3.running.errors import InputError
 from hmasd_sb3.running.options import TrainOptions
@@ -118,9 +118,12 @@ def read_command(options: TuneOptions) -> Command:
     try:
         objective = spec.objective(config.n_workers)
         first_trials = _first_trials(options, request, objective.space, first)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    try:
         _try_out(objective, options.check)
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(why_refused(error, request.places)) from error
     study = options.study or f"hmasd-{name}"
     storage = options.storage or str(out / "study.journal")
     deadline = None if options.timeout is None else time.time() + options.timeout

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _CONFIRMATION = "confirmation"
 """Attribute of a study: the name of the study of its best trials, and how many trials there were then."""
+_OF = "of"
+"""Attribute of that one: the same number."""
 
 
 def candidates(shared: SharedStudy, number: int) -> list[FrozenTrial]:
@@ -38,23 +40,36 @@ def open_confirmation(shared: SharedStudy, number: int, n_seeds: int) -> tuple[S
     :param n_seeds: new seeds for each: those after the study's own
     :return: a study in the same storage, and how many trials it is to have
     """
-    spec, again = shared.spec, candidates(shared, number)
+    spec, of, again = shared.spec, shared.n_finished(), candidates(shared, number)
     first = max(spec.seeds) + 1
-    name = f"{shared.study.study_name}, best {number} of {shared.n_finished()} on {n_seeds} new seeds"
+    name = f"{shared.study.study_name}, best {number} of {of} on {n_seeds} new seeds"
     spec = replace(spec, seeds=list(range(first, first + n_seeds)))
     confirmation, _ = open_study(shared.place, name, spec, {}, again=again)
+    confirmation.study.set_user_attr(_OF, of)
     return confirmation, len(again)
 
 
 def accept_confirmation(shared: SharedStudy, confirmation: SharedStudy) -> bool:
     """Let the trials trained again decide which one is chosen, if all have ended; until then an earlier round counts.
 
-    :return: whether they do
+    :return: whether they do; not if the study has got further trials meanwhile
     """
-    ended = all(trial.state.is_finished() for trial in confirmation.trials()) and confirmation.n_finished() > 0
-    if ended:
-        shared.study.set_user_attr(_CONFIRMATION, {"study": confirmation.study.study_name, "of": shared.n_finished()})
-    return ended
+    if not has_ended(confirmation) or not confirmation.n_finished():
+        return False
+    of = confirmation.study.user_attrs[_OF]
+    shared.study.set_user_attr(_CONFIRMATION, {"study": confirmation.study.study_name, "of": of})
+    return bool(of == shared.n_finished())
+
+
+def has_ended(confirmation: SharedStudy) -> bool:
+    """Whether each of the trials has a value or has failed for good; one may have been begun more than once."""
+    waits, done = set(), set()
+    for trial in confirmation.trials():
+        if has_value(trial):
+            done.add(trial.user_attrs[CONFIRMS])
+        elif not trial.state.is_finished():
+            waits.add(trial.user_attrs[CONFIRMS])
+    return waits <= done
 
 
 def confirmed(shared: SharedStudy) -> list[tuple[FrozenTrial, FrozenTrial]]:
@@ -63,9 +78,11 @@ def confirmed(shared: SharedStudy) -> list[tuple[FrozenTrial, FrozenTrial]]:
     Nothing before all have ended, or once the study has got more trials.
     """
     confirmation = _accepted_confirmation(shared)
-    by_number = {trial.number: trial for trial in shared.trials()}
-    again = [] if confirmation is None else confirmation.ranked()
-    return [(by_number[trial.user_attrs[CONFIRMS]], trial) for trial in again]
+    trials = shared.trials()
+    again: dict[int, FrozenTrial] = {}
+    for trial in [] if confirmation is None else confirmation.ranked():
+        again.setdefault(trial.user_attrs[CONFIRMS], trial)
+    return [(trials[number], trial) for number, trial in again.items()]
 
 
 def crashed_again(shared: SharedStudy) -> list[FrozenTrial]:

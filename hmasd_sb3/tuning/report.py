@@ -143,7 +143,8 @@ def confirmation_table(shared: SharedStudy) -> list[str]:
     for again in crashed_again(shared):
         error = str(again.user_attrs.get(ERROR, "no error was kept")).splitlines()[0]
         crashed.append(f"  trial {again.user_attrs[CONFIRMS]:>4}   crashed: {error}")
-    return [_row(trial, again, _ahead(again, defaults)) for trial, again in pairs] + crashed
+    aggregate = shared.spec.aggregate
+    return [_row(trial, again, _ahead(again, defaults, aggregate)) for trial, again in pairs] + crashed
 
 
 def _row(trial: FrozenTrial, measured: FrozenTrial, remark: str = "") -> str:
@@ -157,14 +158,14 @@ def _last(trial: FrozenTrial) -> str:
     return " ".join(f"{values[-1]:.3g}" for values in by_seed)
 
 
-def _ahead(trial: FrozenTrial, defaults: FrozenTrial | None) -> str:
-    """How far a trial is ahead of the defaults on the same seeds, and the standard error of that."""
+def _ahead(trial: FrozenTrial, defaults: FrozenTrial | None, aggregate: str) -> str:
+    """How far a trial is ahead of the defaults on the same seeds, and the standard error of that if values are means."""
     if defaults is None or trial.number == defaults.number:
         return ""
     mine, theirs = (np.array(seed_values(one.user_attrs[EVALUATIONS]["by_seed"])) for one in (trial, defaults))
     ahead = mine - theirs
-    if len(ahead) < 2:
-        return ""
+    if len(ahead) < 2 or aggregate != "mean":
+        return f"   {trial.value - defaults.value:+.3g} against the defaults"  # type: ignore[operator]
     error = ahead.std(ddof=1) / math.sqrt(len(ahead))
     return f"   {ahead.mean():+.3g} ± {error:.2g} (standard error) against the defaults"
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from hmasd_sb3.monitoring.stopping import StopRequest
 from hmasd_sb3.running.errors import BROKE_DOWN, DONE, FAILED, SIGNAL_BASE, InputError
 from hmasd_sb3.tuning.command import Command, TuneOptions, read_command
-from hmasd_sb3.tuning.confirm import accept_confirmation, candidates, chosen_trial, open_confirmation
+from hmasd_sb3.tuning.confirm import accept_confirmation, candidates, chosen_trial, has_ended, open_confirmation
 from hmasd_sb3.tuning.objective import ERROR, SECONDS
 from hmasd_sb3.tuning.plots import plot_study
 from hmasd_sb3.tuning.pool import STORAGE_VARIABLE, Pool, WorkerOptions
 from hmasd_sb3.tuning.report import confirmation_table, counts, state_of, summary, table, write_files
 from hmasd_sb3.tuning.storage import open_storage
-from hmasd_sb3.tuning.study import CONFIRMS, CRASHED, RETRY_OF, SharedStudy, load_study, open_study
+from hmasd_sb3.tuning.study import CONFIRMS, CRASHED, DEFAULTS, ORIGIN, RETRY_OF, SharedStudy, load_study, open_study
 from hmasd_sb3.tuning.workers import describe_failure, make_pruner, make_sampler, work
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def tune(options: TuneOptions, stop: StopRequest) -> tuple[int, dict[str, Any]]:
         _say(f"{how} {command.study!r} in {place.shown}: {shared.n_finished()} of {options.trials} trials are done.")
         code, is_done = DONE, False
         if shared.n_finished() < options.trials:
-            _say(_extent(options))
+            _say(_extent(options, any(trial.user_attrs.get(ORIGIN) == DEFAULTS for trial in shared.trials())))
             with stop.deferred():
                 code = _supervise(shared, command, stop)
             shared.put_away_dead()
@@ -63,10 +63,11 @@ def tune(options: TuneOptions, stop: StopRequest) -> tuple[int, dict[str, Any]]:
         place.leases.close()
 
 
-def _extent(options: TuneOptions) -> str:
+def _extent(options: TuneOptions, with_defaults: bool) -> str:
     text = f"Trainings: {options.seeds} per trial"
     if options.confirm:
-        text += f"; then {options.confirm_seeds} for each of the best {options.confirm} and the defaults, on new seeds"
+        whom = f"the best {options.confirm}{' and the defaults' if with_defaults else ''}"
+        text += f"; then {options.confirm_seeds} for each of {whom}, on new seeds"
     return f"{text}."
 
 
@@ -158,9 +159,10 @@ def _confirm(shared: SharedStudy, command: Command, stop: StopRequest) -> tuple[
         options = replace(options, trials=wanted, pruner="none")
         code = _supervise(again, replace(command, study=again.study.study_name, options=options), stop)
         again.put_away_dead()
-        if again.last_failure() is not None and (code != DONE or not again.n_finished()):
+        if code == DONE and has_ended(again) and not again.n_finished():
+            code = BROKE_DOWN
+        if code == BROKE_DOWN:
             _say(f"Stopped. {describe_failure(again)}")
-            return BROKE_DOWN if code == DONE else code, False
         if code != DONE:
             return code, False
     return DONE, accept_confirmation(shared, again)
@@ -175,7 +177,7 @@ def _line(trial: FrozenTrial, shared: SharedStudy, done: int, wanted: int, secon
     else:
         what += f": {str(trial.user_attrs.get(ERROR, 'no error was kept')).splitlines()[0][:200]}"
         again = [_number(one) for one in shared.trials() if one.user_attrs.get(RETRY_OF) == trial.number]
-        what += f" (tried again as trial {again[0]})" if again else ""
+        what += f" (tried again{f' as trial {again[0]}' if again[0] != _number(trial) else ''})" if again else ""
     parts = [what, f"{done} of {wanted}"]
     parts += [f"best {best.value:.4g} (trial {_number(best)})" for best in shared.ranked()[:1]]
     if done < wanted:
@@ -208,7 +210,8 @@ def _conclude(shared: SharedStudy, command: Command, code: int, is_done: bool) -
         _say("Chosen by the seeds of the search alone, which favour the lucky: the best were not trained again on new ones.")
     _say(f"Written: {', '.join(str(path) for path in files)}")
     if not is_done and (code == DONE or code >= SIGNAL_BASE):
-        _say("The time was up. The same command goes on." if code == DONE else "The same command goes on.")
+        is_late = code == DONE and command.deadline is not None and time.time() >= command.deadline
+        _say(f"{'The time was up. ' if is_late else ''}The same command goes on.")
     if chosen is not None:
         arguments = ["hmasd", "train", "--config", str(command.out / "best.yml"), "--env", command.spec.env]
         _say(f"To train with the best:\n\n    {shlex.join(arguments)}\n")

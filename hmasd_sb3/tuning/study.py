@@ -150,8 +150,8 @@ class SharedStudy:
         self._enqueue(params, _beyond(space, arguments), origin)
 
     def enqueue_again(self, trial: FrozenTrial) -> None:
-        """Let an early trial be one of another study with the same space, unless it was asked for before and did not crash."""
-        if all(one.user_attrs.get(CONFIRMS) != trial.number or has_crashed(one) for one in self.trials()):
+        """Let an early trial be one of another study with the same space, unless it has a value, or is at work, or waits."""
+        if all(one.user_attrs.get(CONFIRMS) != trial.number or one.state.name == "FAIL" for one in self.trials()):
             kept = {name: trial.user_attrs[name] for name in (SETTINGS,) if name in trial.user_attrs}
             self.study.enqueue_trial(
                 trial.params, user_attrs={**kept, CONFIRMS: trial.number, ORIGIN: f"trial {trial.number}"}
@@ -332,7 +332,10 @@ def open_study(
             study.set_user_attr(SPEC, json.dumps(asdict(spec)))
         elif SPEC not in study.user_attrs:
             raise InputError(f"--study {name}: the study in {place.shown} was not made by hmasd tune; choose another name.")
-        shared = SharedStudy(place, study, len(study.get_trials(deepcopy=False)))
+        trials = study.get_trials(deepcopy=False)
+        # Those that wait, as an earlier command was stopped, are this one's.
+        first_number = min((trial.number for trial in trials if not trial.state.is_finished()), default=len(trials))
+        shared = SharedStudy(place, study, first_number)
         if differences := shared.spec.differences(spec):
             raise InputError(
                 f"--study {name}: the study in {place.shown} was made with {'; '.join(differences)}. Its trials and new ones "
