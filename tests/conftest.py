@@ -1,7 +1,8 @@
-"""One torch thread per test process: more of them only get in each other's way on networks this small."""
+"""For all tests: one torch thread per process, as more of them only get in each other's way on networks this small."""
 
 import os
 import pathlib
+import signal
 import sys
 
 import pytest
@@ -9,6 +10,8 @@ import torch as th
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 th.set_num_threads(1)
+# What a shell starts in the background ignores Ctrl-C, and so would the programs that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
