@@ -77,7 +77,7 @@ def tune(
     pruner: Annotated[
         str, typer.Option(metavar="median|halving|none", help="How trials are ended early that lag behind.")
     ] = "median",
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampler, and of what is varied.")] = 0,
     defaults_first: Annotated[
         bool,
         typer.Option("--enqueue-defaults/--no-enqueue-defaults", help="Whether a new study's first trial is the defaults."),
