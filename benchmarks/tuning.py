@@ -1,7 +1,7 @@
 """A study of AliceAndBob by two workers, one of which is killed, and what it chooses against the paper's setting.
 
     python benchmarks/tuning.py                       # 24 trials of 100,000 steps per seed, journal file and PostgreSQL
-    python benchmarks/tuning.py --storages journal --trials 4 --total-timesteps 6400 --new-seeds 1 --episodes 8
+    python benchmarks/tuning.py --storages journal --trials 4 --total-timesteps 19200 --new-seeds 1 --episodes 8
 
 Seeds of the comparison take no part in the search. Everything has the same number of environment steps per seed. PostgreSQL is
 a private server on a loopback port, stopped in the end; without the package its part is left out, which is said.

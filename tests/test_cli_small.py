@@ -145,11 +145,14 @@ class TestJson:
         answer = json.loads(out)
         assert (answer["exit_code"], f"Error: {answer['error']}\n") == (2, err)
 
-    def test_a_run_that_broke_off(self, capsys: pytest.CaptureFixture[str]) -> None:
-        arguments = ["--env", "cli_games:FaultyTeam", "--set", "env_kwargs={fault: nan, at: 30}", "--eval-freq", "0"]
-        assert train(*arguments, "--total-timesteps", "1e6", "--run-dir", "r", "--json") == 3
+    @pytest.mark.parametrize(
+        ("fault", "code", "error"), [("nan", 3, "returned NaN or infinity"), ("exit", 4, "raised SystemExit: 0")]
+    )
+    def test_a_run_that_broke_off(self, fault: str, code: int, error: str, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["--env", "cli_games:FaultyTeam", "--set", f"env_kwargs={{fault: {fault}, at: 30}}", "--eval-freq", "0"]
+        assert train(*arguments, "--total-timesteps", "1e6", "--run-dir", "r", "--json") == code
         answer = json.loads(capsys.readouterr().out)
-        assert "returned NaN or infinity" in answer["error"]
+        assert error in answer["error"]
         assert (answer["complete"], answer["timesteps"], answer["model"]) == (False, 96, None)
         assert answer["best_evaluation"] is None
 

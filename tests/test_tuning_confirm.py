@@ -356,6 +356,9 @@ def test_the_command_ends_with_it_and_does_it_once(capfd: pytest.CaptureFixture[
     assert all(len(one["evaluations"]["by_seed"]) == 2 for one in found["confirmed"])
     assert found["best"]["number"] == found["confirmed"][0]["number"]
     assert os.path.exists("runs/tune-AliceAndBob-v0/best.yml")
+    with Path("runs/tune-AliceAndBob-v0/trials.csv").open() as file:
+        origins = [row["origin"] for row in csv.DictReader(file)]
+    assert (origins[0], "varied in" in origins[1], origins[2]) == ("defaults", True, "")
     assert hmasd(*command) == 0
     out, err = capfd.readouterr()
     assert "Training the best again" not in err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,18 +114,15 @@ class SearchSpace:
         """Constructor arguments, the fixed ones included, of what a trial chose (``trial.params``)."""
         return convert_hmasd({**self.fixed, **params})
 
-    def params_of(self, arguments: Mapping[str, Any], n_envs: int, free: Collection[str] = ()) -> dict[str, Plain]:
+    def params_of(self, arguments: Mapping[str, Any], n_envs: int) -> dict[str, Plain]:
         """What a trial would have to choose for these arguments: the reverse of :meth:`convert`, for ``enqueue_trial``.
 
         :param arguments: constructor arguments; those left out are at their defaults, those not searched do not matter
-        :param free: arguments that are left to the sampler
         :raises ValueError: if one of them lies outside of the space, naming it
         """
         params: dict[str, Plain] = {}
         for name, kind in self.ranges.items():
             value = arguments.get(name, default_of(name))
-            if name in free:
-                continue
             if name == "batch_size":
                 rollout = n_envs * {"n_steps": default_of("n_steps"), **self.fixed, **arguments}["n_steps"]
                 size = resolve_batch_size(value, rollout // n_envs, n_envs)

@@ -145,9 +145,10 @@ class SharedStudy:
         spec = self.spec
         space = spec.search_space()
         params = space.params_of(arguments, spec.n_envs)
-        together = {**space.convert(params), **_beyond(space, arguments)}
+        own = {name: value for name, value in arguments.items() if name not in space.ranges}
+        together = {**space.convert(params), **own}
         resolve_batch_size(together.get("batch_size"), together.get("n_steps", default_of("n_steps")), spec.n_envs)
-        self._enqueue(params, _beyond(space, arguments), origin)
+        self.study.enqueue_trial(params, user_attrs={ORIGIN: origin, **({SETTINGS: own} if own else {})})
 
     def enqueue_again(self, trial: FrozenTrial) -> None:
         """Let an early trial be one of another study with the same space, unless it has a value, or is at work, or waits."""
@@ -156,9 +157,6 @@ class SharedStudy:
             self.study.enqueue_trial(
                 trial.params, user_attrs={**kept, CONFIRMS: trial.number, ORIGIN: f"trial {trial.number}"}
             )
-
-    def _enqueue(self, params: dict[str, Any], own: dict[str, Any], origin: str) -> None:
-        self.study.enqueue_trial(params, user_attrs={ORIGIN: origin, **({SETTINGS: own} if own else {})})
 
     def next_trial(self, n_trials: int, max_failures: int) -> Trial | Turn:
         """Begin a trial, unless enough have a value or are at work.
@@ -297,11 +295,6 @@ def has_value(trial: FrozenTrial) -> bool:
 def has_crashed(trial: FrozenTrial) -> bool:
     """Whether a trial failed by itself: neither was its worker killed nor was it interrupted."""
     return trial.state.name == "FAIL" and bool(trial.user_attrs.get(KIND, CRASHED) == CRASHED)
-
-
-def _beyond(space: SearchSpace, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those arguments that are not searched."""
-    return {name: value for name, value in arguments.items() if name not in space.ranges}
 
 
 def open_study(
