@@ -176,6 +176,8 @@ def test_variations_stay_inside_and_are_others() -> None:
         assert changed or stays or f"one_minus_{name}" in params, (number, name)
         assert all(name in key or (name, key) == ("batch_size", "n_minibatches") for key in changed)
         assert arguments["n_steps"] * 32 % arguments["batch_size"] == 0
+        # Nothing is left of a constant that has become the schedule.
+        assert ("learning_rate" in params) == (params["learning_rate_schedule"] == "constant")
 
 
 @pytest.mark.parametrize("log", [False, True])
